@@ -1,0 +1,144 @@
+"""Configuration: frozen dataclasses, read from YAML with `key=value` overrides. Unknown keys are errors."""
+
+import dataclasses
+import pathlib
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import dacite
+import yaml
+
+from faithdiff_jax.diffusion.schedule import ScheduleConfig
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.alignment import AlignmentConfig
+from faithdiff_jax.models.clip import TextEncoderConfig
+from faithdiff_jax.models.unet import UNetConfig
+from faithdiff_jax.models.vae import VAEConfig
+
+Config = TypeVar("Config")
+
+CLIP_L = TextEncoderConfig()
+CLIP_BIGG = TextEncoderConfig(
+    width=1280, layers=32, heads=20, mlp_width=5120, activation="gelu", projection=1280, end_token=49407
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FaithDiffConfig:
+    """The architecture of a whole model; the defaults are the published SDXL model's."""
+
+    unet: UNetConfig = UNetConfig()
+    vae: VAEConfig = VAEConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    text_encoders: tuple[TextEncoderConfig, ...] = (CLIP_L, CLIP_BIGG)
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    def __post_init__(self):
+        latent = self.vae.latent_channels
+        if (self.unet.in_channels, self.unet.out_channels) != (latent, latent):
+            raise ValueError(
+                f"unet.in_channels is {self.unet.in_channels} and unet.out_channels {self.unet.out_channels}: "
+                f"must equal vae.latent_channels, {latent}"
+            )
+        if not self.text_encoders:
+            raise ValueError("text_encoders is empty: at least one is needed")
+        width = sum(encoder.width for encoder in self.text_encoders)
+        if self.unet.context_dim != width:
+            raise ValueError(f"unet.context_dim is {self.unet.context_dim}: must be the text encoders' sum, {width}")
+        last = self.text_encoders[-1]
+        pooled = last.projection or last.width
+        if self.unet.pooled_dim not in (None, pooled):
+            raise ValueError(f"unet.pooled_dim is {self.unet.pooled_dim}: must be the last encoder's, {pooled}")
+
+
+def from_dict(cls: type[Config], data: Mapping[str, Any], source: str) -> Config:
+    """Build a config dataclass from nested mappings.
+
+    Raises:
+        InputError: an unknown key, a wrong type or a value its config refuses, with `source` named.
+    """
+    _check_keys(cls, data, source)
+    try:
+        # YAML writes 1 for 1.0, and lists for tuples.
+        return dacite.from_dict(cls, _tuples(data), dacite.Config(strict=True, type_hooks={float: _number}))
+    except (dacite.DaciteError, ValueError, TypeError) as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The nested plain mapping that `from_dict` reads back."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def load_yaml(path: pathlib.Path | str) -> dict[str, Any]:
+    """Read a YAML mapping; a missing, unreadable or other file is an InputError that names it."""
+    path = pathlib.Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: holds {type(data).__name__}, a mapping of keys to values is needed")
+    return data
+
+
+def load(cls: type[Config], path: pathlib.Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and apply `a.b=value` overrides, whose values are YAML."""
+    return from_dict(cls, override(load_yaml(path), overrides), str(path))
+
+
+def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `data` with each `a.b=value` put in; keys are checked when the config is built."""
+    data = _plain(data)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"override {text!r}: must be key=value, such as alignment.mixing=batch")
+        *parents, name = key.split(".")
+        node = data
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise InputError(f"override {text!r}: {parent} holds a value, not keys")
+        try:
+            node[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"override {text!r}: {value!r} is not a YAML value") from None
+    return data
+
+
+def _check_keys(cls: Any, data: Any, source: str, prefix: str = "") -> None:
+    if isinstance(data, (list, tuple)):
+        for i, item in enumerate(data):
+            _check_keys(cls, item, source, f"{prefix[:-1]}[{i}].")
+    if not isinstance(data, Mapping) or not dataclasses.is_dataclass(cls):
+        return
+    hints = typing.get_type_hints(cls)
+    for key, value in data.items():
+        if key not in hints:
+            raise InputError(f"{source}: unknown key {prefix}{key} (known there: {', '.join(hints)})")
+        if typing.get_origin(hints[key]) is tuple and not isinstance(value, (list, tuple)):
+            raise InputError(f"{source}: {prefix}{key} is {value!r}: must be a list")
+        inner = [hint for hint in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(hint)]
+        if inner:
+            _check_keys(inner[0], value, source, f"{prefix}{key}.")
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists all the way down, as YAML has them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

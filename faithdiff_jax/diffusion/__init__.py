@@ -1,0 +1,1 @@
+"""Noise schedule and samplers: arrays and callables, no model."""

@@ -1,0 +1,324 @@
+"""Files to uint8 pictures to float arrays in [-1, 1], and back; upscaling, padding and cropping."""
+
+import math
+import os
+import uuid
+import warnings
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from faithdiff_jax.errors import InputError
+
+MIN_SIDE = 2  # a picture one pixel wide has no neighbours to restore from
+MIN_TARGET_SIDE = 8  # one latent pixel
+MAX_PIXELS = 2**27  # 134 million, of a file that is read: larger headers are taken for decompression bombs
+MAX_TARGET_PIXELS = 2**30  # of an upscaled picture: 3 GB of bytes, 12 GB as float32
+LISTED_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+_FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
+_SAVE_OPTIONS: dict[str, dict[str, object]] = {
+    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+    "PNG": {},
+    "TIFF": {"compression": "tiff_adobe_deflate"},
+    "WEBP": {"lossless": True, "exact": True},  # exact: colours under transparent pixels stay
+}
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture read from a file, upright, at eight bits.
+
+    `rgb` is (H, W, 3) uint8; `alpha` is (H, W) uint8 or None, and the colours are not multiplied by it. `gray` says
+    that the file holds tones only (three equal channels here). `icc_profile` fits what `save_image` would write.
+    `notes` holds one short sentence for each thing that was done to the file's contents.
+    """
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None
+    gray: bool
+    icc_profile: bytes | None
+    notes: tuple[str, ...]
+
+
+def load_image(path: str | os.PathLike) -> Picture:
+    """Read a JPEG, PNG, WebP or TIFF picture, or anything else Pillow opens; all of it is decoded.
+
+    Raises InputError, one line that names the file, if it is missing, not a picture, damaged, larger than
+    `MAX_PIXELS`, with a side under `MIN_SIDE` pixels, or stored in a way that does not map to eight bits.
+    """
+    path = Path(path)
+    _require_file(path)
+    # Pillow reports what it shrugs off, such as odd EXIF data, as warnings: they become notes.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        # It also warns of large pictures, and refuses larger ones, by limits of its own: one limit of ours suffices.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image, notes, stored = _decode(path)
+    notes += [f"the decoder remarked: {_one_line(warning.message)}" for warning in caught]
+
+    if image.mode.startswith("I") or image.mode == "F":
+        rgb, alpha = _from_deep_gray(path, image, notes)
+        gray = True
+    else:
+        rgb, alpha = _from_bytes(image, stored, notes)
+        # Pillow opens a 16-bit gray PNG with alpha as RGBA; only the stored layout still says that it is gray.
+        gray = image.mode in ("1", "L", "LA") or stored.startswith("LA;")
+        if image.mode in ("P", "PA"):
+            gray = bool((rgb == rgb[..., :1]).all())
+    if gray:
+        notes.append("gray repeated into three channels")
+    if alpha is not None:
+        notes.append("alpha kept apart")
+
+    profile = image.info.get("icc_profile") or None
+    if profile is not None and not _profile_fits(profile, gray):
+        notes.append("colour profile dropped, it describes other channels")
+        profile = None
+    return Picture(rgb, alpha, gray, profile, tuple(notes))
+
+
+def output_format(path: str | os.PathLike, *, alpha: bool = False) -> str:
+    """Pillow's name of the format a path's suffix asks for, so that a bad one is found before the work is done.
+
+    Raises InputError for a suffix that is not written, and for JPEG where `alpha` must be stored.
+    """
+    path = Path(path)
+    name = _FORMATS.get(path.suffix.lower())
+    if name is None:
+        raise InputError(f"{path}: cannot write {path.suffix or 'no suffix'!r}, use one of {', '.join(_FORMATS)}")
+    if alpha and name == "JPEG":
+        raise InputError(f"{path}: JPEG cannot store the picture's alpha, use .png, .webp or .tif")
+    return name
+
+
+def save_image(
+    path: str | os.PathLike,
+    rgb: np.ndarray,
+    *,
+    alpha: np.ndarray | None = None,
+    gray: bool = False,
+    icc_profile: bytes | None = None,
+) -> None:
+    """Write (H, W, 3) uint8, with (H, W) uint8 `alpha` if given, in the format of the suffix: whole or not at all.
+
+    `gray` stores the luma (ITU-R 601) as one channel. The profile is left out where it does not fit the channels
+    that are stored. JPEG is written at quality 95 without chroma subsampling, everything else without loss.
+    Raises ValueError for arrays of another shape or type, InputError if the file cannot be written.
+    """
+    path = Path(path)
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise ValueError(f"rgb is {rgb.dtype} {rgb.shape}, it must be uint8 (height, width, 3)")
+    if alpha is not None and (alpha.dtype != np.uint8 or alpha.shape != rgb.shape[:2]):
+        raise ValueError(f"alpha is {alpha.dtype} {alpha.shape}, it must be uint8 {rgb.shape[:2]}")
+    name = output_format(path, alpha=alpha is not None)
+
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    if gray:
+        image = image.convert("L")
+    if alpha is not None:
+        image.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
+    options = dict(_SAVE_OPTIONS[name])
+    stores_gray = gray and name != "WEBP"  # WebP has no gray
+    if icc_profile is not None and _profile_fits(icc_profile, stores_gray):
+        options["icc_profile"] = icc_profile
+
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, name a file")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written, {path.parent} is not a folder")
+    # Hidden and without a picture's suffix, so that a listing of the folder never meets it.
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            image.save(file, format=name, **options)
+        os.replace(temporary, path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be written ({_one_line(error)})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """Sorted picture files of a folder, by `LISTED_SUFFIXES` in any case; hidden files and subfolders are skipped.
+
+    Raises InputError if `folder` is not a folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not a folder")
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in LISTED_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+    """uint8 of any shape to float32 in [-1, 1]: 0 maps to -1 and 255 to 1."""
+    if image.dtype != np.uint8:
+        raise ValueError(f"image is {image.dtype}, it must be uint8")
+    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_uint8(image) -> np.ndarray:
+    """Float array in [-1, 1] of any shape to uint8: clipped, then rounded to the nearest level.
+
+    Equal, bit for bit in float32, to the published `round(clip(x / 2 + 0.5, 0, 1) * 255)` (diffusers'
+    VaeImageProcessor.postprocess). Raises ValueError for NaN or infinity.
+    """
+    image = np.asarray(image, np.float32)
+    if not np.isfinite(image).all():
+        raise ValueError("image holds NaN or infinite values; compute in float32 or bfloat16 instead of float16")
+    return np.rint((np.clip(image, -1, 1) + np.float32(1)) * np.float32(127.5)).astype(np.uint8)
+
+
+def upscale(image: np.ndarray, scale: float) -> np.ndarray:
+    """Resize uint8 (H, W, 3) or (H, W) with Lanczos to sides of round(side * scale).
+
+    Raises InputError if the scale is not a finite number above 0, if a side would come out under `MIN_TARGET_SIDE`,
+    or the picture over `MAX_TARGET_PIXELS`.
+    """
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale) or scale <= 0:
+        raise InputError(f"scale {scale!r}: must be a finite number above 0")
+    height, width = image.shape[:2]
+    if height * scale * width * scale > MAX_TARGET_PIXELS:
+        raise InputError(f"scale {scale}: turns {width}x{height} into more than {MAX_TARGET_PIXELS:,} pixels")
+    target_height, target_width = round(height * scale), round(width * scale)
+    if min(target_height, target_width) < MIN_TARGET_SIDE:
+        sizes = f"{width}x{height} into {target_width}x{target_height}"
+        raise InputError(f"scale {scale}: turns {sizes} pixels, each side must come to {MIN_TARGET_SIDE} or more")
+    resized = Image.fromarray(image).resize((target_width, target_height), Image.Resampling.LANCZOS)
+    return np.array(resized)
+
+
+def pad_to_multiple(image: np.ndarray, multiple: int = 8) -> np.ndarray:
+    """Repeat the last row and column of (H, W, C) until both sides are multiples of `multiple`."""
+    height, width = image.shape[:2]
+    return np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
+
+
+def crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The top left (height, width, C) of an (H, W, C) array, undoing `pad_to_multiple`; ValueError if it is larger."""
+    if not (0 < height <= image.shape[0] and 0 < width <= image.shape[1]):
+        raise ValueError(f"crop to {height}x{width} does not lie inside {image.shape[0]}x{image.shape[1]}")
+    return image[:height, :width]
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, name a picture file")
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        raise InputError(f"{path}: not a regular file")
+
+
+def _decode(path: Path) -> tuple[Image.Image, list[str], str]:
+    """The first frame, decoded and upright; notes; and Pillow's name of the stored layout, such as "RGB;16B"."""
+    notes = []
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            _check_size(path, image)
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                notes.append(f"first of {frames} frames")
+            stored = _stored_layout(image)
+            # TIFF is turned while it is decoded, and PNG may hold its EXIF data after the pixels: ask both times.
+            orientation = _orientation(image)
+            image.load()
+            # Decoding a PNG skips the checksums of its pixels; verifying, which needs a fresh look, does not.
+            file.seek(0)
+            Image.open(file).verify()
+            turn = _UPRIGHT.get(_orientation(image))
+            if turn is not None or orientation in _UPRIGHT:
+                notes.append("turned upright by its EXIF orientation")
+            return image.copy() if turn is None else image.transpose(turn), notes, stored
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: too large, at most {MAX_PIXELS:,} pixels are read") from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(f"{path}: not a picture that can be read, give a JPEG, PNG, WebP or TIFF file") from error
+    except Exception as error:  # decoders meet damage with errors of every kind, and none of them is ours
+        raise InputError(f"{path}: damaged or unreadable ({_one_line(error)}), give a complete picture") from error
+
+
+def _check_size(path: Path, image: Image.Image) -> None:
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"{path}: {width}x{height} pixels, each side must have at least {MIN_SIDE}")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{path}: {width}x{height} pixels, at most {MAX_PIXELS:,} are read")
+
+
+def _stored_layout(image: Image.Image) -> str:
+    """Pillow's raw mode of the first block of data, or "" where a format does not tell."""
+    blocks = getattr(image, "tile", None)
+    if not blocks:
+        return ""
+    arguments = blocks[0][3]
+    layout = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return layout if isinstance(layout, str) else ""
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # unreadable EXIF data is no reason to refuse a picture
+        return 1
+
+
+def _from_bytes(image: Image.Image, stored: str, notes: list[str]):
+    """RGB and alpha of a picture that Pillow holds with eight bits a channel."""
+    if ";16" in stored:
+        # Pillow keeps the high byte of each value, and a transparent colour of 16 bits then matches nothing.
+        notes.append("16-bit channels read at 8 bits")
+        image.info.pop("transparency", None)
+    if image.mode in ("P", "PA"):
+        notes.append("palette expanded to RGB")
+    elif image.mode not in ("1", "L", "LA", "RGB", "RGBA", "RGBa", "RGBX"):
+        notes.append(f"{image.mode} converted to RGB")
+    if image.has_transparency_data:
+        rgba = np.array(image.convert("RGBA"))
+        return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
+    return np.array(image.convert("RGB")), None
+
+
+def _from_deep_gray(path: Path, image: Image.Image, notes: list[str]):
+    """RGB and alpha of a one-channel picture of 16-bit or 32-bit integers, or of floats in [0, 1]."""
+    values = np.array(image).astype(np.float64)
+    if image.mode == "F":
+        limit, name = 1, "float gray"
+    else:
+        limit, name = 65535, "16-bit gray"
+    # Written so that NaN fails too.
+    if not (values.min() >= 0 and values.max() <= limit):
+        raise InputError(f"{path}: {name} from {values.min():g} to {values.max():g}, values must lie in 0..{limit}")
+    notes.append(f"{name} scaled to 8 bits")
+    gray = np.rint(values * (255 / limit)).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    alpha = None if transparent is None else np.where(values == transparent, 0, 255).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=2), alpha
+
+
+def _profile_fits(profile: bytes, gray: bool) -> bool:
+    """Whether an ICC profile's header names the colour space (bytes 16 to 19) of gray or RGB data."""
+    return profile[16:20] == (b"GRAY" if gray else b"RGB ")
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,144 @@
+"""FaithDiff's alignment module: brings LQ features and noisy latent together at the head of the UNet.
+
+    features --embed--> condition --\
+    conv_in(latents) = hidden -------> concat -> 2 transformer blocks -> linear -> + hidden --> the rest of the UNet
+
+The published blocks call torch's attention with its axes exchanged, so that every position attends over the samples
+of the batch. `mixing` names what attends to what:
+
+    none      each position to itself alone: what the released weights compute on one image
+    batch     each position over a group of `group` samples: the published training code
+    spatial   each position over the positions of its own image: the paper's text (section 3.2)
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from faithdiff_jax.models.attention import attention
+from faithdiff_jax.models.convolution import conv3x3, group_norm
+from faithdiff_jax.models.layers import quick_gelu
+
+MIXINGS = ("none", "batch", "spatial")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """Sizes of the aligner; its width is twice the UNet's first level, its input the LQ encoder's last."""
+
+    mixing: str = "none"
+    group: int | None = None
+    """Samples that attend to each other under `mixing="batch"`; None for the whole batch."""
+    layers: int = 2
+    heads: int = 8
+    norm_groups: int = 32
+
+    def __post_init__(self):
+        if self.mixing not in MIXINGS:
+            raise ValueError(f"mixing is {self.mixing!r}: must be one of {', '.join(MIXINGS)}")
+        if self.group is not None and (self.group < 1 or self.mixing != "batch"):
+            raise ValueError(f"group is {self.group}: must be at least 1, and goes with mixing 'batch' only")
+        if self.layers < 1:
+            raise ValueError(f"layers is {self.layers}: must be at least 1")
+
+
+class ConditionEmbedding(nnx.Module):
+    """Norm, convolution, SiLU, zero-initialised convolution: LQ features at the UNet's first width."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, *, rngs: nnx.Rngs, **kernel):
+        self.norm_in = group_norm(in_channels, groups, 1e-6, rngs=rngs, **kernel)
+        self.conv_in = conv3x3(in_channels, in_channels, rngs=rngs, **kernel)
+        zeros = nnx.initializers.zeros_init()
+        self.conv_out = conv3x3(in_channels, out_channels, rngs=rngs, kernel_init=zeros, **kernel)
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """(B, h, w, in) -> (B, h, w, out)."""
+        return self.conv_out(nnx.silu(self.conv_in(self.norm_in(features))))
+
+
+class AlignmentBlock(nnx.Module):
+    """Attention and a QuickGELU feed-forward of twice the width, each normalised before and added after."""
+
+    def __init__(self, dim: int, heads: int, *, rngs: nnx.Rngs, **kernel):
+        self.heads = heads
+        self.ln_1 = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs, **kernel)
+        self.in_proj = nnx.Linear(dim, 3 * dim, rngs=rngs, **kernel)
+        self.out_proj = nnx.Linear(dim, dim, rngs=rngs, **kernel)
+        self.ln_2 = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs, **kernel)
+        self.c_fc = nnx.Linear(dim, 2 * dim, rngs=rngs, **kernel)
+        self.c_proj = nnx.Linear(2 * dim, dim, rngs=rngs, **kernel)
+
+    def __call__(self, tokens: jax.Array, mixing: str, group: int) -> jax.Array:
+        """(B, N, dim) -> (B, N, dim)."""
+        q, k, v = jnp.split(self.in_proj(self.ln_1(tokens)), 3, axis=-1)
+        tokens = tokens + self.out_proj(self._mix(q, k, v, mixing, group))
+        return tokens + self.c_proj(quick_gelu(self.c_fc(self.ln_2(tokens))))
+
+    def _mix(self, q: jax.Array, k: jax.Array, v: jax.Array, mixing: str, group: int) -> jax.Array:
+        if mixing == "none":
+            return v  # the softmax over a single key is one
+        batch, positions, dim = q.shape
+        if mixing == "spatial":
+            shape = (batch, positions, self.heads, dim // self.heads)
+            return attention(q.reshape(shape), k.reshape(shape), v.reshape(shape)).reshape(q.shape)
+
+        def by_position(x):  # (B, N, dim) -> (B/group * N, group, heads, dim/heads)
+            groups = x.reshape(batch // group, group, positions, dim).swapaxes(1, 2)
+            return groups.reshape(-1, group, self.heads, dim // self.heads)
+
+        mixed = attention(by_position(q), by_position(k), by_position(v))
+        return mixed.reshape(batch // group, positions, group, dim).swapaxes(1, 2).reshape(q.shape)
+
+
+class Alignment(nnx.Module):
+    """The alignment module (section 3.2, equation 1; the sum is taken as in the published code)."""
+
+    def __init__(
+        self,
+        config: AlignmentConfig,
+        feature_channels: int,
+        hidden_channels: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype=None,
+        param_dtype=jnp.float32,
+    ):
+        kernel = {"dtype": dtype, "param_dtype": param_dtype}
+        width = 2 * hidden_channels
+        if width % config.heads:
+            raise ValueError(f"heads is {config.heads}: must divide the aligner's width, {width}")
+        if feature_channels % config.norm_groups:
+            raise ValueError(f"norm_groups is {config.norm_groups}: must divide the features' {feature_channels}")
+        self.config = config
+        self.condition_embedding = ConditionEmbedding(
+            feature_channels, hidden_channels, config.norm_groups, rngs=rngs, **kernel
+        )
+        self.blocks = nnx.List([AlignmentBlock(width, config.heads, rngs=rngs, **kernel) for _ in range(config.layers)])
+        zeros = nnx.initializers.zeros_init()
+        self.spatial_ch_projs = nnx.Linear(width, hidden_channels, kernel_init=zeros, rngs=rngs, **kernel)
+
+    def embed(self, features: jax.Array) -> jax.Array:
+        """LQ features (B, h, w, feature_channels) -> condition (B, h, w, hidden_channels); once an image."""
+        return self.condition_embedding(features)
+
+    def __call__(self, hidden: jax.Array, condition: jax.Array, *, group: int | None = None) -> jax.Array:
+        """Aligned hidden state, in place of the UNet's own.
+
+        Args:
+            hidden: (B, h, w, hidden_channels), the UNet's `conv_in` of the latents.
+            condition: (B, h, w, hidden_channels), from `embed`.
+            group: overrides the config's group under `mixing="batch"`; must divide B.
+
+        Returns:
+            (B, h, w, hidden_channels).
+        """
+        batch, height, width, channels = hidden.shape
+        group = group or self.config.group or batch
+        if self.config.mixing == "batch" and batch % group:
+            raise ValueError(f"group is {group}: must divide the batch, {batch}")
+        tokens = jnp.concatenate([hidden, condition], axis=-1).reshape(batch, height * width, 2 * channels)
+        for block in self.blocks:
+            tokens = block(tokens, self.config.mixing, group)
+        return hidden + self.spatial_ch_projs(tokens).reshape(hidden.shape)

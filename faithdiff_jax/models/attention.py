@@ -1,0 +1,121 @@
+"""Scaled dot-product attention: one function, and the choice of the kernel that computes it.
+
+(q, k, v) -> choose by backend, shape and dtype -> cuDNN flash | TPU splash | XLA, in query chunks when large
+"""
+
+import contextlib
+import contextvars
+import functools
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+IMPLEMENTATIONS = ("cudnn", "splash", "xla")
+
+# A score matrix of more elements than this is never held whole: its queries go through in chunks.
+SCORES_IN_MEMORY = 2**26
+# Below this many tokens XLA's own attention is as fast on TPU as a flash kernel (MaxDiffusion draws the same line).
+SPLASH_TOKENS = 4096
+SPLASH_BLOCK = 512
+
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("attention implementation", default=None)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False) -> jax.Array:
+    """Softmax(q k^T / sqrt(dim)) v, with the softmax in float32.
+
+    Args:
+        q: (batch, queries, heads, dim).
+        k: (batch, keys, heads, dim).
+        v: (batch, keys, heads, dim).
+        causal: query i sees keys 0..i only.
+
+    Returns:
+        (batch, queries, heads, dim), in q's dtype.
+    """
+    implementation = _forced.get() or choose(platform(), q.shape, k.shape, q.dtype, causal=causal)
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+    if implementation == "splash":
+        return _splash(q, k, v)
+    return _xla(q, k, v, causal)
+
+
+def choose(platform: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype, *, causal: bool = False) -> str:
+    """Name the implementation for these operands: "cudnn", "splash" or "xla".
+
+    cuDNN takes 16-bit floats and head sizes up to 128 in steps of 8; the TPU kernel pays from 4,096 tokens up and
+    wants whole blocks; everything else is XLA's.
+    """
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    queries, keys, dim = q_shape[1], k_shape[1], q_shape[-1]
+    if platform == "cuda" and half and dim % 8 == 0 and dim <= 128:
+        return "cudnn"
+    whole_blocks = queries % SPLASH_BLOCK == 0 and keys % SPLASH_BLOCK == 0
+    if platform == "tpu" and not causal and dim <= 128 and min(queries, keys) >= SPLASH_TOKENS and whole_blocks:
+        return "splash"
+    return "xla"
+
+
+@functools.cache
+def platform() -> str:
+    """ "cuda", "rocm", "tpu" or "cpu": the backend programs are traced for."""
+    backend = jax.default_backend()
+    if backend != "gpu":
+        return backend
+    version = jax.devices()[0].client.platform_version.lower()
+    return "rocm" if "rocm" in version else "cuda"
+
+
+@contextlib.contextmanager
+def use_implementation(name: str | None) -> Iterator[None]:
+    """Force one implementation for everything traced inside (None: choose again), to compare or to cross-compile."""
+    if name is not None and name not in IMPLEMENTATIONS:
+        raise ValueError(f"attention implementation {name!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _xla(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+    """Plain attention; when the score matrix would be large, a loop over query chunks keeps one chunk's scores."""
+    batch, queries, heads, dim = q.shape
+    keys = k.shape[1]
+    chunks = math.ceil(batch * heads * queries * keys / SCORES_IN_MEMORY)
+    if chunks == 1 or causal:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="xla")
+    chunk = math.ceil(queries / chunks)
+    padded = jnp.pad(q, ((0, 0), (0, chunk * chunks - queries), (0, 0), (0, 0)))
+    parts = padded.reshape(batch, chunks, chunk, heads, dim).swapaxes(0, 1)
+    out = jax.lax.map(lambda part: jax.nn.dot_product_attention(part, k, v, implementation="xla"), parts)
+    return out.swapaxes(0, 1).reshape(batch, chunk * chunks, heads, dim)[:, :queries]
+
+
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """TPU flash attention (Pallas splash kernel, no mask). Zeros pad head sizes under 128, which is exact."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    _, queries, heads, dim = q.shape
+    mask = splash_attention_mask.FullMask((queries, k.shape[1]))
+    block = SPLASH_BLOCK
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    kernel = splash_attention_kernel.make_splash_mha_single_device(
+        splash_attention_mask.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
+    )
+    pad = [(0, 0)] * 3 + [(0, -dim % 128)]
+    # The kernel does not scale; it takes (heads, tokens, dim) and is mapped over the batch.
+    operands = [jnp.pad(x, pad).swapaxes(1, 2) for x in (q * dim**-0.5, k, v)]
+    return jax.vmap(kernel)(*operands).swapaxes(1, 2)[..., :dim].astype(q.dtype)

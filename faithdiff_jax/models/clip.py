@@ -1,0 +1,150 @@
+"""The CLIP text encoder: OpenAI's CLIP-L, OpenCLIP's bigG with its projection, and OpenCLIP's H as SD 2.1 uses it."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from faithdiff_jax.models.attention import attention
+from faithdiff_jax.models.layers import quick_gelu, scan_stack, stack
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+def exact_gelu(values: jax.Array) -> jax.Array:
+    """GELU through the error function, as OpenCLIP has it."""
+    return jax.nn.gelu(values, approximate=False)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
+OUTPUTS = ("penultimate", "final")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    """Sizes and choices of one text encoder; the defaults are CLIP-L's.
+
+    bigG (SDXL's second): width 1280, layers 32, heads 20, mlp_width 5120, activation gelu, projection 1280.
+    H (SD 2.1, stored without its last layer): width 1024, layers 23, heads 16, mlp_width 4096, activation gelu,
+    output final.
+
+    `output` says which hidden state is handed out: "penultimate", the last layer's input, not normalised (SDXL), or
+    "final", the last layer's output after the final layer norm (SD 2.1). `projection` is the width of the pooled
+    projection, None where there is none. `end_token` ends a caption; the pooled state is taken at the first one.
+    A value out of range raises ValueError with the field's name, the value and the limit.
+    """
+
+    vocab_size: int = 49408
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    positions: int = 77
+    activation: str = "quick_gelu"
+    projection: int | None = None
+    output: str = "penultimate"
+    end_token: int = 49407
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "layers", "heads", "mlp_width", "positions", "projection"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, it must be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"width is {self.width}, it must be a multiple of heads ({self.heads})")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {self.activation!r}, it must be one of {', '.join(ACTIVATIONS)}")
+        if self.output not in OUTPUTS:
+            raise ValueError(f"output is {self.output!r}, it must be one of {', '.join(OUTPUTS)}")
+        if not 0 <= self.end_token < self.vocab_size:
+            raise ValueError(f"end_token is {self.end_token}, it must be in 0..{self.vocab_size - 1} (vocab_size - 1)")
+
+
+class TextBlock(nnx.Module):
+    """One layer: causal self-attention, then an MLP, each after a layer norm and added back."""
+
+    def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
+        width, kinds = config.width, {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.heads = config.heads
+        self.activation = config.activation
+        self.layer_norm1 = layer_norm(width, **kinds)
+        self.q_proj = nnx.Linear(width, width, **kinds)
+        self.k_proj = nnx.Linear(width, width, **kinds)
+        self.v_proj = nnx.Linear(width, width, **kinds)
+        self.out_proj = nnx.Linear(width, width, **kinds)
+        self.layer_norm2 = layer_norm(width, **kinds)
+        self.fc1 = nnx.Linear(width, config.mlp_width, **kinds)
+        self.fc2 = nnx.Linear(config.mlp_width, width, **kinds)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, width) -> (B, N, width); a token sees itself and those before it."""
+        tokens = tokens + self.attend(self.layer_norm1(tokens))
+        hidden = ACTIVATIONS[self.activation](self.fc1(self.layer_norm2(tokens)))
+        return tokens + self.fc2(hidden)
+
+    def attend(self, tokens: jax.Array) -> jax.Array:
+        """Attend over the earlier tokens: (B, N, width) -> (B, N, width)."""
+        split = (*tokens.shape[:2], self.heads, tokens.shape[2] // self.heads)
+        query, key, value = (project(tokens).reshape(split) for project in (self.q_proj, self.k_proj, self.v_proj))
+        mixed = attention(query, key, value, causal=True)
+        return self.out_proj(mixed.reshape(tokens.shape))
+
+
+class TextEncoder(nnx.Module):
+    """Token ids to one state a token and one pooled state a caption (Radford et al. 2021, section 2.4).
+
+    `blocks` holds all layers as one module, stacked on a leading axis. `dtype` is what the layers compute in (None:
+    as the parameters are); layer norm statistics and the softmax stay in float32.
+    """
+
+    def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
+        kinds = {"dtype": dtype, "param_dtype": param_dtype}
+        self.config = config
+        self.token_embedding = nnx.Embed(config.vocab_size, config.width, rngs=rngs, **kinds)
+        self.position_embedding = nnx.Embed(config.positions, config.width, rngs=rngs, **kinds)
+        self.blocks = stack(lambda layer_rngs: TextBlock(config, rngs=layer_rngs, **kinds), config.layers, rngs)
+        self.final_layer_norm = layer_norm(config.width, rngs=rngs, **kinds)
+        self.text_projection = (
+            nnx.Linear(config.width, config.projection, use_bias=False, rngs=rngs, **kinds)
+            if config.projection is not None
+            else None
+        )
+
+    def __call__(self, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Encode captions: (B, N) integers -> hidden (B, N, width), pooled (B, projection or width).
+
+        N may be anything up to `positions`; more raises ValueError. A row without an end token is pooled at its first
+        token, as the published encoders do.
+        """
+        length = token_ids.shape[1]
+        if length > self.config.positions:
+            raise ValueError(f"{length} tokens a caption, the text encoder has {self.config.positions} positions")
+        tokens = self.token_embedding(token_ids) + self.position_embedding(jnp.arange(length))[None]
+
+        # Carrying the layer's input along with its output yields the penultimate state without keeping all of them,
+        # and without cutting the last layer's parameters out of the stack.
+        def layer(block, carry, _):
+            tokens, _ = carry
+            return block(tokens), tokens
+
+        last, penultimate = scan_stack(self.blocks, (tokens, tokens), layer)
+        hidden = penultimate if self.config.output == "penultimate" else self.final_layer_norm(last)
+        return hidden, self.pool(last, token_ids)
+
+    def pool(self, last: jax.Array, token_ids: jax.Array) -> jax.Array:
+        """Pick each caption's state at its first end token, normalise and project it.
+
+        `last` (B, N, width) is the last layer's output. Folders whose config has `eos_token_id` 2 ask transformers
+        for the largest id instead of the end token: the same place, the end token being the vocabulary's last.
+        """
+        first_end = jnp.argmax(token_ids == self.config.end_token, axis=1)
+        pooled = self.final_layer_norm(last[jnp.arange(len(last)), first_end])
+        return pooled if self.text_projection is None else self.text_projection(pooled)
+
+
+def layer_norm(width: int, *, rngs: nnx.Rngs, dtype, param_dtype) -> nnx.LayerNorm:
+    """Make CLIP's layer norm: epsilon 1e-5, variance from the centred values."""
+    return nnx.LayerNorm(
+        width, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, rngs=rngs, dtype=dtype, param_dtype=param_dtype
+    )

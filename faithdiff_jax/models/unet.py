@@ -1,0 +1,316 @@
+"""The latent diffusion UNet of SDXL and SD 2.1, in pieces that a sampler can call apart.
+
+    latents --conv_in--> hidden ----------------------\
+    timesteps, pooled text, time ids --> embedding ----> from_hidden --> predicted noise
+    context --project_text--> keys and values --------/
+
+What stays the same from step to step (text keys and values, the added embedding) is thus computed once, and
+FaithDiff's aligner sits between `conv_in` and `from_hidden`. Module names follow the published tensors.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from faithdiff_jax.models.attention import attention
+from faithdiff_jax.models.convolution import Downsample, ResnetBlock, Upsample, conv3x3, group_norm
+from faithdiff_jax.models.layers import scan_stack, stack
+
+TextKeysValues = list[tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Sizes of the UNet; the defaults are SDXL's. Per-level tuples go from the finest level to the coarsest."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280)
+    resnets_per_level: int = 2
+    transformer_depth: tuple[int, ...] = (0, 2, 10)
+    """Transformer blocks after each ResNet block; 0 leaves attention out of a level."""
+    mid_transformer_depth: int = 10
+    heads: tuple[int, ...] = (5, 10, 20)
+    context_dim: int = 2048
+    pooled_dim: int | None = 1280
+    """Width of the pooled text in the added embedding (SDXL); None for models without one (SD 2.1)."""
+    time_id_dim: int = 256
+    """Width of the sinusoidal embedding of each of the six time ids."""
+    norm_groups: int = 32
+
+    def __post_init__(self):
+        levels = len(self.channels)
+        if levels == 0:
+            raise ValueError("channels is empty: the UNet needs at least one level")
+        for name in ("transformer_depth", "heads"):
+            if len(getattr(self, name)) != levels:
+                raise ValueError(f"{name} is {getattr(self, name)}: needs one number a level, {levels} as in channels")
+        for width, heads in zip(self.channels, self.heads, strict=True):
+            if width % self.norm_groups:
+                raise ValueError(f"channels has {width}: must be a multiple of norm_groups, {self.norm_groups}")
+            if heads < 1 or width % heads:
+                raise ValueError(f"heads has {heads}: must divide its level's channels, {width}")
+        if min(self.transformer_depth) < 0 or self.mid_transformer_depth < 1:
+            raise ValueError(
+                f"transformer_depth is {self.transformer_depth} and mid_transformer_depth "
+                f"{self.mid_transformer_depth}: must be 0 or more a level and at least 1 in the middle"
+            )
+        if self.resnets_per_level < 1:
+            raise ValueError(f"resnets_per_level is {self.resnets_per_level}: must be at least 1")
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the time embedding: four times the finest level."""
+        return 4 * self.channels[0]
+
+    @property
+    def smallest_side(self) -> int:
+        """The least latent height or width: one pixel is left at the coarsest level."""
+        return 2 ** (len(self.channels) - 1)
+
+
+def sinusoidal_embedding(positions: jax.Array, dim: int) -> jax.Array:
+    """(...,) numbers -> (..., dim) float32: cosines first, then sines, wavelengths up to 10,000 (Ho et al. 2020)."""
+    half = dim // 2
+    frequencies = jnp.exp(-math.log(10_000) / half * jnp.arange(half, dtype=jnp.float32))
+    angles = positions.astype(jnp.float32)[..., None] * frequencies.reshape((1,) * positions.ndim + (half,))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class EmbeddingMLP(nnx.Module):
+    """Two linear layers with a SiLU between."""
+
+    def __init__(self, in_dim: int, dim: int, *, rngs: nnx.Rngs, **kernel):
+        self.linear_1 = nnx.Linear(in_dim, dim, rngs=rngs, **kernel)
+        self.linear_2 = nnx.Linear(dim, dim, rngs=rngs, **kernel)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., in_dim) -> (..., dim)."""
+        return self.linear_2(nnx.silu(self.linear_1(x)))
+
+
+class FeedForward(nnx.Module):
+    """GEGLU: half of the projection gates the other half."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs, **kernel):
+        self.proj_in = nnx.Linear(dim, 8 * dim, rngs=rngs, **kernel)
+        self.proj_out = nnx.Linear(4 * dim, dim, rngs=rngs, **kernel)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, N, dim) -> (B, N, dim)."""
+        hidden, gate = jnp.split(self.proj_in(tokens), 2, axis=-1)
+        return self.proj_out(hidden * nnx.gelu(gate, approximate=False))
+
+
+class MultiHeadAttention(nnx.Module):
+    """Attention with keys and values from the same tokens or from a context; only the output has a bias."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, *, rngs: nnx.Rngs, **kernel):
+        self.heads = heads
+        self.to_q = nnx.Linear(dim, dim, use_bias=False, rngs=rngs, **kernel)
+        self.to_k = nnx.Linear(context_dim, dim, use_bias=False, rngs=rngs, **kernel)
+        self.to_v = nnx.Linear(context_dim, dim, use_bias=False, rngs=rngs, **kernel)
+        self.to_out = nnx.Linear(dim, dim, rngs=rngs, **kernel)
+
+    def keys_values(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(B, M, context_dim) -> keys and values, each (B, M, heads, dim / heads)."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def __call__(self, tokens: jax.Array, keys_values: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """(B, N, dim) and the pair from `keys_values` -> (B, N, dim)."""
+        mixed = attention(self._split(self.to_q(tokens)), *keys_values)
+        return self.to_out(mixed.reshape(tokens.shape))
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.heads, -1)
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention, attention to the text, feed-forward; each normalised before and added after."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, *, rngs: nnx.Rngs, **kernel):
+        self.norm1 = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs, **kernel)
+        self.attn1 = MultiHeadAttention(dim, dim, heads, rngs=rngs, **kernel)
+        self.norm2 = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs, **kernel)
+        self.attn2 = MultiHeadAttention(dim, context_dim, heads, rngs=rngs, **kernel)
+        self.norm3 = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs, **kernel)
+        self.ff = FeedForward(dim, rngs=rngs, **kernel)
+
+    def __call__(self, tokens: jax.Array, text: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """(B, N, dim) and the text's keys and values -> (B, N, dim)."""
+        normed = self.norm1(tokens)
+        tokens = tokens + self.attn1(normed, self.attn1.keys_values(normed))
+        tokens = tokens + self.attn2(self.norm2(tokens), text)
+        return tokens + self.ff(self.norm3(tokens))
+
+
+class SpatialTransformer(nnx.Module):
+    """A stack of transformer blocks over the pixels of a feature map, added to it."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, depth: int, *, groups: int, rngs: nnx.Rngs, **kernel):
+        self.norm = group_norm(dim, groups, 1e-6, rngs=rngs, **kernel)
+        self.proj_in = nnx.Linear(dim, dim, rngs=rngs, **kernel)
+        self.blocks = stack(lambda r: TransformerBlock(dim, context_dim, heads, rngs=r, **kernel), depth, rngs)
+        self.proj_out = nnx.Linear(dim, dim, rngs=rngs, **kernel)
+
+    def project_text(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(B, M, context_dim) -> every block's keys and values, each (depth, B, M, heads, dim / heads)."""
+        graph, layers = nnx.split(self.blocks)
+        return jax.vmap(lambda layer: nnx.merge(graph, layer).attn2.keys_values(context))(layers)
+
+    def __call__(self, x: jax.Array, text: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """(B, H, W, dim) and the pair from `project_text` -> (B, H, W, dim)."""
+        tokens = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
+        tokens = scan_stack(self.blocks, tokens, lambda block, carry, layer: block(carry, layer), text)
+        return x + self.proj_out(tokens).reshape(x.shape)
+
+
+class UNetLevel(nnx.Module):
+    """The ResNet blocks of one level with their transformers, and the change of size behind them."""
+
+    def __init__(self, resnets: list, attentions: list, resample: Downsample | Upsample | None):
+        self.resnets = nnx.List(resnets)
+        self.attentions = nnx.List(attentions)
+        self.resample = resample
+
+
+class UNet(nnx.Module):
+    """Predicts the noise in a latent from the noise level and a text. Source: Podell et al. 2023 (SDXL)."""
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
+        self.config = config
+        kernel = {"dtype": dtype, "param_dtype": param_dtype}
+        widths, emb = config.channels, config.embedding_dim
+
+        def resnet(in_channels, out_channels):
+            return ResnetBlock(
+                in_channels,
+                out_channels,
+                embedding_dim=emb,
+                groups=config.norm_groups,
+                epsilon=1e-5,
+                rngs=rngs,
+                **kernel,
+            )
+
+        def transformers(level, count, depth):
+            shape = (widths[level], config.context_dim, config.heads[level], depth)
+            build = lambda: SpatialTransformer(*shape, groups=config.norm_groups, rngs=rngs, **kernel)  # noqa: E731
+            return [build() for _ in range(count if depth else 0)]
+
+        self.conv_in = conv3x3(config.in_channels, widths[0], rngs=rngs, **kernel)
+        self.time_embedding = EmbeddingMLP(widths[0], emb, rngs=rngs, **kernel)
+        if config.pooled_dim is not None:
+            self.add_embedding = EmbeddingMLP(config.pooled_dim + 6 * config.time_id_dim, emb, rngs=rngs, **kernel)
+        else:
+            self.add_embedding = None
+
+        last = len(widths) - 1
+        down, skips = [], [widths[0]]
+        for level, width in enumerate(widths):
+            below = widths[max(level - 1, 0)]
+            resnets = [resnet(below if i == 0 else width, width) for i in range(config.resnets_per_level)]
+            attentions = transformers(level, len(resnets), config.transformer_depth[level])
+            resample = Downsample(width, padding=1, rngs=rngs, **kernel) if level < last else None
+            down.append(UNetLevel(resnets, attentions, resample))
+            skips += [width] * (len(resnets) + (level < last))
+        self.down_blocks = nnx.List(down)
+
+        self.mid_block = UNetLevel(
+            [resnet(widths[-1], widths[-1]), resnet(widths[-1], widths[-1])],
+            transformers(last, 1, config.mid_transformer_depth),
+            None,
+        )
+
+        up, incoming = [], widths[-1]
+        for level in reversed(range(len(widths))):
+            resnets = []
+            for _ in range(config.resnets_per_level + 1):
+                resnets.append(resnet(incoming + skips.pop(), widths[level]))
+                incoming = widths[level]
+            attentions = transformers(level, len(resnets), config.transformer_depth[level])
+            resample = Upsample(widths[level], rngs=rngs, **kernel) if level > 0 else None
+            up.append(UNetLevel(resnets, attentions, resample))
+        self.up_blocks = nnx.List(up)
+
+        self.conv_norm_out = group_norm(widths[0], config.norm_groups, 1e-5, rngs=rngs, **kernel)
+        self.conv_out = conv3x3(widths[0], config.out_channels, rngs=rngs, **kernel)
+
+    def embed_timesteps(self, timesteps: jax.Array) -> jax.Array:
+        """(B,) timesteps in 0..999 -> (B, embedding_dim)."""
+        return self.time_embedding(sinusoidal_embedding(timesteps, self.config.channels[0]))
+
+    def embed_added(self, pooled: jax.Array | None, time_ids: jax.Array | None) -> jax.Array | float:
+        """(B, pooled_dim), (B, 6) sizes and crop in pixels -> (B, embedding_dim); 0.0 for a UNet without it."""
+        if self.add_embedding is None:
+            return 0.0
+        ids = sinusoidal_embedding(time_ids, self.config.time_id_dim).reshape(time_ids.shape[0], -1)
+        return self.add_embedding(jnp.concatenate([pooled.astype(ids.dtype), ids], axis=-1))
+
+    def project_text(self, context: jax.Array) -> TextKeysValues:
+        """(B, M, context_dim) -> keys and values for every transformer, in the order `from_hidden` meets them."""
+        levels = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        return [transformer.project_text(context) for level in levels for transformer in level.attentions]
+
+    def from_hidden(self, hidden: jax.Array, embedding: jax.Array, text: TextKeysValues) -> jax.Array:
+        """Everything behind the first convolution.
+
+        Args:
+            hidden: (B, h, w, channels[0]), `conv_in` of the latents, or what stands in for it.
+            embedding: (B, embedding_dim), `embed_timesteps` plus `embed_added`.
+            text: what `project_text` returned.
+
+        Returns:
+            (B, h, w, out_channels), the predicted noise.
+        """
+        texts = iter(text)
+        skips = [hidden]
+        for level in self.down_blocks:
+            for i, resnet in enumerate(level.resnets):
+                hidden = resnet(hidden, embedding)
+                if level.attentions:
+                    hidden = level.attentions[i](hidden, next(texts))
+                skips.append(hidden)
+            if level.resample is not None:
+                hidden = level.resample(hidden)
+                skips.append(hidden)
+
+        before, after = self.mid_block.resnets
+        hidden = before(hidden, embedding)
+        hidden = self.mid_block.attentions[0](hidden, next(texts))
+        hidden = after(hidden, embedding)
+
+        for level in self.up_blocks:
+            for i, resnet in enumerate(level.resnets):
+                hidden = resnet(jnp.concatenate([hidden, skips.pop()], axis=-1), embedding)
+                if level.attentions:
+                    hidden = level.attentions[i](hidden, next(texts))
+            if level.resample is not None:
+                hidden = level.resample(hidden, skips[-1].shape[1:3])
+        return self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
+
+    def __call__(
+        self,
+        latents: jax.Array,
+        timesteps: jax.Array,
+        context: jax.Array,
+        pooled: jax.Array | None = None,
+        time_ids: jax.Array | None = None,
+    ) -> jax.Array:
+        """The plain UNet, without FaithDiff's aligner.
+
+        Args:
+            latents: (B, h, w, in_channels), already divided by sqrt(sigma^2 + 1).
+            timesteps: (B,) in 0..999.
+            context: (B, M, context_dim) text features.
+            pooled: (B, pooled_dim) pooled text features, SDXL only.
+            time_ids: (B, 6) original size, crop and target size in pixels, SDXL only.
+
+        Returns:
+            (B, h, w, out_channels).
+        """
+        embedding = self.embed_timesteps(timesteps) + self.embed_added(pooled, time_ids)
+        return self.from_hidden(self.conv_in(latents), embedding, self.project_text(context))

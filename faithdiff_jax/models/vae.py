@@ -1,0 +1,193 @@
+"""The SDXL autoencoder, and the LQ encoder that FaithDiff cuts out of it.
+
+    image --Encoder--> moments --sample, x scaling--> latent --Decoder--> image
+    image --FeatureEncoder--> features before the encoder's last norm and convolution (FaithDiff's LQ features)
+
+Images are (B, H, W, 3) in [-1, 1], latents (B, H/f, W/f, latent_channels) with f = 2 ** (levels - 1).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from faithdiff_jax.models.attention import attention
+from faithdiff_jax.models.convolution import Downsample, ResnetBlock, Upsample, conv3x3, group_norm
+
+EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """Sizes of the autoencoder, shared by the LQ encoder; the defaults are SDXL's."""
+
+    image_channels: int = 3
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    resnets_per_level: int = 2
+    norm_groups: int = 32
+    scaling_factor: float = 0.13025
+    """Latents are multiplied by it, so that the diffusion sees unit variance."""
+
+    def __post_init__(self):
+        if not self.channels:
+            raise ValueError("channels is empty: the VAE needs at least one level")
+        for width in self.channels:
+            if width % self.norm_groups:
+                raise ValueError(f"channels has {width}: must be a multiple of norm_groups, {self.norm_groups}")
+        if self.scaling_factor <= 0:
+            raise ValueError(f"scaling_factor is {self.scaling_factor}: must be above 0")
+
+    @property
+    def factor(self) -> int:
+        """Image pixels a latent pixel, per side."""
+        return 2 ** (len(self.channels) - 1)
+
+
+class PixelAttention(nnx.Module):
+    """One attention head over all pixels of a feature map, added to it."""
+
+    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs, **kernel):
+        self.group_norm = group_norm(channels, groups, EPSILON, rngs=rngs, **kernel)
+        self.to_q = nnx.Linear(channels, channels, rngs=rngs, **kernel)
+        self.to_k = nnx.Linear(channels, channels, rngs=rngs, **kernel)
+        self.to_v = nnx.Linear(channels, channels, rngs=rngs, **kernel)
+        self.to_out = nnx.Linear(channels, channels, rngs=rngs, **kernel)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        tokens = self.group_norm(x).reshape(x.shape[0], -1, 1, x.shape[-1])
+        mixed = attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        return x + self.to_out(mixed).reshape(x.shape)
+
+
+class VAELevel(nnx.Module):
+    """The ResNet blocks of one level and the change of size behind them."""
+
+    def __init__(self, resnets: list, resample: Downsample | Upsample | None):
+        self.resnets = nnx.List(resnets)
+        self.resample = resample
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, in) -> (B, H', W', out)."""
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x if self.resample is None else self.resample(x)
+
+
+class MidBlock(nnx.Module):
+    """ResNet block, attention, ResNet block, at the coarsest level."""
+
+    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs, **kernel):
+        self.resnets = nnx.List([_resnet(channels, channels, groups, rngs, kernel) for _ in range(2)])
+        self.attention = PixelAttention(channels, groups, rngs=rngs, **kernel)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        return self.resnets[1](self.attention(self.resnets[0](x)))
+
+
+class FeatureEncoder(nnx.Module):
+    """The VAE encoder without its last norm and convolution: FaithDiff's LQ encoder (section 3.1)."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
+        kernel = {"dtype": dtype, "param_dtype": param_dtype}
+        widths, groups = config.channels, config.norm_groups
+        self.conv_in = conv3x3(config.image_channels, widths[0], rngs=rngs, **kernel)
+        levels = []
+        for level, width in enumerate(widths):
+            below = widths[max(level - 1, 0)]
+            resnets = [
+                _resnet(below if i == 0 else width, width, groups, rngs, kernel)
+                for i in range(config.resnets_per_level)
+            ]
+            last = level == len(widths) - 1
+            resample = None if last else Downsample(width, padding=((0, 1), (0, 1)), rngs=rngs, **kernel)
+            levels.append(VAELevel(resnets, resample))
+        self.down_blocks = nnx.List(levels)
+        self.mid_block = MidBlock(widths[-1], groups, rngs=rngs, **kernel)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """(B, H, W, 3) in [-1, 1] -> (B, H/f, W/f, channels[-1])."""
+        hidden = self.conv_in(images)
+        for level in self.down_blocks:
+            hidden = level(hidden)
+        return self.mid_block(hidden)
+
+
+class Encoder(FeatureEncoder):
+    """The whole VAE encoder: features, then mean and log-variance of the latent."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
+        super().__init__(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        kernel = {"dtype": dtype, "param_dtype": param_dtype}
+        self.conv_norm_out = group_norm(config.channels[-1], config.norm_groups, EPSILON, rngs=rngs, **kernel)
+        self.conv_out = conv3x3(config.channels[-1], 2 * config.latent_channels, rngs=rngs, **kernel)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """(B, H, W, 3) in [-1, 1] -> (B, H/f, W/f, 2 * latent_channels)."""
+        return self.conv_out(nnx.silu(self.conv_norm_out(super().__call__(images))))
+
+
+class Decoder(nnx.Module):
+    """The VAE decoder: the encoder's mirror image with one more ResNet block a level."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
+        kernel = {"dtype": dtype, "param_dtype": param_dtype}
+        widths, groups = config.channels, config.norm_groups
+        self.conv_in = conv3x3(config.latent_channels, widths[-1], rngs=rngs, **kernel)
+        self.mid_block = MidBlock(widths[-1], groups, rngs=rngs, **kernel)
+        levels, incoming = [], widths[-1]
+        for level in reversed(range(len(widths))):
+            resnets = []
+            for _ in range(config.resnets_per_level + 1):
+                resnets.append(_resnet(incoming, widths[level], groups, rngs, kernel))
+                incoming = widths[level]
+            levels.append(VAELevel(resnets, Upsample(incoming, rngs=rngs, **kernel) if level > 0 else None))
+        self.up_blocks = nnx.List(levels)
+        self.conv_norm_out = group_norm(widths[0], groups, EPSILON, rngs=rngs, **kernel)
+        self.conv_out = conv3x3(widths[0], config.image_channels, rngs=rngs, **kernel)
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """(B, h, w, latent_channels) -> (B, h * f, w * f, 3)."""
+        hidden = self.mid_block(self.conv_in(hidden))
+        for level in self.up_blocks:
+            hidden = level(hidden)
+        return self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
+
+
+class VAE(nnx.Module):
+    """Images to latents of unit variance and back. Source: Rombach et al. 2022, with SDXL's weights and scale."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
+        self.config = config
+        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.encoder = Encoder(config, **options)
+        self.quant_conv = nnx.Conv(2 * config.latent_channels, 2 * config.latent_channels, (1, 1), **options)
+        self.post_quant_conv = nnx.Conv(config.latent_channels, config.latent_channels, (1, 1), **options)
+        self.decoder = Decoder(config, **options)
+
+    def moments(self, images: jax.Array) -> jax.Array:
+        """(B, H, W, 3) in [-1, 1] -> (B, H/f, W/f, 2 * latent_channels): mean and log-variance, unscaled."""
+        return self.quant_conv(self.encoder(images))
+
+    def sample(self, moments: jax.Array, noise: jax.Array) -> jax.Array:
+        """Draw the latent that standard normal `noise` (B, h, w, latent_channels) picks, and scale it. float32."""
+        mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        deviation = jnp.exp(0.5 * jnp.clip(log_variance, -30.0, 20.0))
+        return (mean + deviation * noise) * self.config.scaling_factor
+
+    def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
+        """Images in [-1, 1] and standard normal noise -> scaled latents (B, H/f, W/f, latent_channels)."""
+        return self.sample(self.moments(images), noise)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Scaled latents (B, h, w, latent_channels) -> images (B, h * f, w * f, 3), about [-1, 1]."""
+        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+
+
+def _resnet(in_channels: int, out_channels: int, groups: int, rngs: nnx.Rngs, kernel: dict) -> ResnetBlock:
+    return ResnetBlock(
+        in_channels, out_channels, embedding_dim=None, groups=groups, epsilon=EPSILON, rngs=rngs, **kernel
+    )

@@ -1,0 +1,421 @@
+"""FaithDiff as one object: the array-level steps of restoring a photograph, and `restore`, which runs them all.
+
+    picture -> upscale, pad -> LQ features, start latent \
+    caption -> token ids -> context, pooled               > sample -> decode -> crop -> colour fix -> picture
+
+Each step is a jitted pure function of (parameters, arrays); modules are merged inside it. Images are (B, H, W, 3) in
+[-1, 1], latents (B, H/8, W/8, 4) for SDXL's VAE: the factor and the channels come from the configuration.
+"""
+
+import functools
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from faithdiff_jax import image as images_
+from faithdiff_jax import sampling
+from faithdiff_jax.color import METHODS, fix_color
+from faithdiff_jax.config import FaithDiffConfig
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.clip import TextEncoder
+from faithdiff_jax.models.faithdiff import Denoiser
+from faithdiff_jax.models.vae import VAE, FeatureEncoder
+from faithdiff_jax.sampling import SAMPLERS, SamplingPlan, Text
+from faithdiff_jax.sharding import batch_constraint, batch_sharding, parameter_sharding
+from faithdiff_jax.text import Tokenizers
+from faithdiff_jax.tiling import fade_tiles, latent_grid
+from faithdiff_jax.weights import checkpoint
+from faithdiff_jax.weights.keymap import Params
+
+log = logging.getLogger("faithdiff_jax")
+
+STARTS = ("lr", "noise")
+VAE_TILE = 1024
+"""Side in image pixels above which the encoders and the decoder work in tiles, as published."""
+
+
+class FaithDiff:
+    """A loaded model.
+
+    Attributes:
+        config: the architecture.
+        params: part name ("unet", "alignment", "lq_encoder", "vae", "text_encoder", "text_encoder_2") -> pytree.
+        mesh: device mesh, or None for the default device.
+        vae_tile: side in image pixels above which encoders and decoder work in tiles.
+    """
+
+    def __init__(
+        self,
+        config: FaithDiffConfig,
+        params: Mapping[str, Params],
+        tokenizers: Tokenizers | None = None,
+        *,
+        dtype: Any = jnp.float32,
+        mesh: Mesh | None = None,
+        vae_tile: int = VAE_TILE,
+    ):
+        """Take parameters as they are; `load` reads them from a model directory.
+
+        `dtype` is what the networks compute in; norm statistics, softmax and the sampler stay in float32.
+        """
+        if vae_tile % (4 * config.vae.factor):
+            raise InputError(f"vae_tile is {vae_tile}: must be a multiple of {4 * config.vae.factor}")
+        self.config = config
+        self.mesh = mesh
+        self.vae_tile = vae_tile
+        self.params = dict(params)
+        self.dtype = jnp.dtype(dtype)
+        self._tokenizers = tokenizers
+        self._announced: set[tuple] = set()
+
+        options = {"dtype": self.dtype, "param_dtype": self.dtype}
+        graph = functools.partial(_graph, **options)
+        lq_encoder = graph(FeatureEncoder, config.vae)
+        vae = graph(VAE, config.vae)
+        denoiser = graph(Denoiser, config.unet, config.alignment, config.vae)
+        text_encoders = [graph(TextEncoder, encoder) for encoder in config.text_encoders]
+        constrain = batch_constraint(mesh)
+
+        @jax.jit
+        def encode_lq(params, images):
+            return nnx.merge(lq_encoder, params)(constrain(images)).astype(jnp.float32)
+
+        @jax.jit
+        def moments(params, images):
+            return nnx.merge(vae, params).moments(constrain(images)).astype(jnp.float32)
+
+        @jax.jit
+        def draw(params, moments, noise):
+            return nnx.merge(vae, params).sample(moments, noise)
+
+        @jax.jit
+        def decode(params, latents):
+            return nnx.merge(vae, params).decode(constrain(latents)).astype(jnp.float32)
+
+        @jax.jit
+        def encode_text(params, token_ids):
+            outputs = [
+                nnx.merge(encoder, part)(ids)
+                for encoder, part, ids in zip(text_encoders, params, token_ids, strict=True)
+            ]
+            return jnp.concatenate([hidden for hidden, _ in outputs], axis=-1), outputs[-1][1]
+
+        @jax.jit
+        def predict_noise(params, *arrays):
+            return nnx.merge(denoiser, params)(*arrays).astype(jnp.float32)
+
+        @functools.partial(jax.jit, static_argnames="plan")
+        def sample(params, plan, *arrays):
+            return sampling.sample(nnx.merge(denoiser, params), plan, *arrays, constrain=constrain)
+
+        self._encode_lq, self._moments, self._draw, self._decode = encode_lq, moments, draw, decode
+        self._encode_text, self._predict_noise, self._sample = encode_text, predict_noise, sample
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        dtype: Any = None,
+        mesh: Mesh | None = None,
+        vae_tile: int = VAE_TILE,
+    ) -> "FaithDiff":
+        """Read a model directory that `convert_weights.py` or a training run wrote.
+
+        Args:
+            path: the model directory.
+            dtype: what to hold and compute in; None for bfloat16 on GPU and TPU, float32 on CPU.
+            mesh: devices to spread over (see `sharding.make_mesh`); None for the default device.
+            vae_tile: side in image pixels above which encoders and decoder work in tiles.
+
+        Raises:
+            InputError: not a model directory, or one whose parameters do not fit its configuration.
+        """
+        path = pathlib.Path(path)
+        config = checkpoint.read_config(path)
+        dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
+        sharding = None if mesh is None else functools.partial(parameter_sharding, mesh)
+        parts = checkpoint.part_names(config)
+        params = {part: checkpoint.load_params(path, part, dtype=dtype, sharding=sharding) for part in parts}
+        folders = [path / name for name in checkpoint.tokenizer_names(config)]
+        return cls(config, params, Tokenizers.load(folders), dtype=dtype, mesh=mesh, vae_tile=vae_tile)
+
+    def encode_lq(self, images: jax.Array) -> jax.Array:
+        """LQ features: (B, H, W, 3) in [-1, 1], sides multiples of 8 -> (B, H/8, W/8, 512)."""
+        return self._in_tiles(lambda x: self._encode_lq(self.params["lq_encoder"], x), images, encode=True)
+
+    def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
+        """VAE sample, scaled: (B, H, W, 3) in [-1, 1] and standard normal (B, H/8, W/8, 4) -> (B, H/8, W/8, 4)."""
+        moments = self._in_tiles(lambda x: self._moments(self.params["vae"], x), images, encode=True)
+        return self._draw(self.params["vae"], moments, noise)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Scaled latents (B, h, w, 4) -> images (B, 8h, 8w, 3), about [-1, 1]."""
+        return self._in_tiles(lambda x: self._decode(self.params["vae"], x), latents, encode=False)
+
+    def encode_text(self, captions: Sequence[str]) -> tuple[jax.Array, jax.Array]:
+        """Captions -> context (B, 77, 2048) and pooled (B, 1280), as trained; "" for no caption.
+
+        Raises:
+            InputError: the model was made without tokenizers.
+        """
+        if self._tokenizers is None:
+            raise InputError("this model has no tokenizers: load it from a model directory, or pass them in")
+        names = checkpoint.text_encoder_names(self.config)
+        return self._encode_text([self.params[name] for name in names], self._tokenizers(list(captions)))
+
+    def predict_noise(
+        self,
+        latents: jax.Array,
+        timesteps: jax.Array,
+        features: jax.Array,
+        context: jax.Array,
+        pooled: jax.Array | None = None,
+        time_ids: jax.Array | None = None,
+    ) -> jax.Array:
+        """One evaluation of UNet and aligner, for samplers of one's own.
+
+        Args:
+            latents: (B, h, w, 4), already divided by sqrt(sigma^2 + 1).
+            timesteps: (B,) in 0..999.
+            features: (B, h, w, 512), from `encode_lq`.
+            context: (B, M, 2048).
+            pooled: (B, 1280), or None for a model without added embedding.
+            time_ids: (B, 6) height, width, crop top, crop left, target height, target width.
+
+        Returns:
+            (B, h, w, 4).
+        """
+        return self._predict_noise(self._denoiser_params, latents, timesteps, features, context, pooled, time_ids)
+
+    def sample(
+        self,
+        features: jax.Array,
+        context: jax.Array,
+        pooled: jax.Array | None,
+        negative_context: jax.Array | None,
+        negative_pooled: jax.Array | None,
+        noise: jax.Array,
+        *,
+        steps: int = 20,
+        guidance: float = 5.0,
+        guidance_rescale: float = 0.0,
+        image_size: tuple[int, int] | None = None,
+        start: jax.Array | None = None,
+        tile: int = 128,
+        overlap: float = 0.5,
+        tile_batch: int = 1,
+        sampler: str = "euler",
+        step_noise: jax.Array | None = None,
+    ) -> jax.Array:
+        """The whole denoising loop in one jitted program.
+
+        Args:
+            features: (B, h, w, 512), from `encode_lq`.
+            context: (B, M, 2048), any M.
+            pooled: (B, 1280).
+            negative_context: (B, N, 2048); not needed, and not used, at guidance 1 or less.
+            negative_pooled: (B, 1280).
+            noise: (B, h, w, 4), standard normal.
+            steps: 1 to 1,000.
+            guidance: weight of classifier-free guidance, 0 or more; applied above 1 only.
+            guidance_rescale: phi in 0..1.
+            image_size: (H, W) in pixels of the whole padded picture; 8 times the latents' by default.
+            start: (B, h, w, 4), scaled latent of the LQ image (`encode`) for the "lr" start; None for pure noise.
+            tile: side of a tile in latent pixels; larger latents are cut up and blended at every step.
+            overlap: stride from tile to tile as a fraction of a tile, in (0, 1], as published.
+            tile_batch: tiles that go through the UNet together.
+            sampler: "euler" or "ddpm".
+            step_noise: (steps, B, h, w, 4), standard normal, for "ddpm".
+
+        Returns:
+            (B, h, w, 4), float32, scaled.
+
+        Raises:
+            InputError: a value outside its range.
+        """
+        self._check_sampling(steps, guidance, guidance_rescale, tile, overlap, tile_batch, sampler)
+        if sampler == "ddpm" and step_noise is None:
+            raise InputError("step_noise is None: sampler 'ddpm' needs (steps, B, h, w, c) standard normal noise")
+        if guidance > 1 and negative_context is None:
+            raise InputError(f"guidance is {guidance}: above 1 it needs negative_context and negative_pooled")
+        _, height, width, _ = noise.shape
+        factor = self.config.vae.factor
+        size = image_size or (height * factor, width * factor)
+        corners = latent_grid(height, width, tile, overlap)
+        plan = SamplingPlan(
+            schedule=self.config.schedule,
+            steps=steps,
+            sampler=sampler,
+            corners=corners,
+            tile=(min(tile, height), min(tile, width)),
+            tile_batch=min(tile_batch, len(corners)),
+        )
+        time_ids = np.array([(*size, *corner, tile * factor, tile * factor) for corner in corners], np.float32)
+        self._announce("sampler", noise.shape, f"{len(corners)} tiles", f"{steps} steps", guidance > 1)
+        return self._sample(
+            self._denoiser_params,
+            plan,
+            features,
+            Text(context=context, pooled=pooled),
+            Text(context=negative_context, pooled=negative_pooled) if guidance > 1 else None,
+            noise,
+            start,
+            step_noise if sampler == "ddpm" else None,
+            time_ids,
+            np.float32(guidance),
+            np.float32(guidance_rescale) if guidance_rescale > 0 else None,
+        )
+
+    def restore(
+        self,
+        image: np.ndarray,
+        caption: str = "",
+        *,
+        scale: float = 2,
+        steps: int = 20,
+        guidance: float = 5.0,
+        guidance_rescale: float = 0.0,
+        seed: int = 42,
+        noise: Mapping[str, jax.Array] | None = None,
+        start: str = "lr",
+        tile: int = 128,
+        overlap: float = 0.5,
+        tile_batch: int = 1,
+        sampler: str = "euler",
+        color_fix: str = "adain",
+        negative_caption: str = "",
+        multiple: int | None = None,
+    ) -> np.ndarray:
+        """Restore one picture (section "Restoring one image" of the published pipeline).
+
+        Args:
+            image: (h, w, 3) uint8, of any size.
+            caption: what the picture shows; used as it is.
+            scale: how many times larger each side becomes.
+            steps: 1 to 1,000.
+            guidance: 0 or more; applied above 1 only.
+            guidance_rescale: phi in 0..1.
+            seed: of all noise; the same seed gives the same picture on one device or eight.
+            noise: instead of the seed, standard normal arrays: "start" (1, H/8, W/8, 4), "encode" of the same shape
+                for the "lr" start, "steps" (steps, 1, H/8, W/8, 4) for the "ddpm" sampler.
+            start: "lr" from the noised LQ picture, "noise" from noise alone.
+            tile: side of a tile in latent pixels.
+            overlap: stride fraction of the tiles.
+            tile_batch: tiles that go through the UNet together.
+            sampler: "euler" or "ddpm".
+            color_fix: "adain", "wavelet" or "none".
+            negative_caption: what guidance leads away from; published: the empty caption, encoded.
+            multiple: pad sides up to a multiple of this many pixels, 8 by default as published. A larger one lets
+                pictures of many sizes share a compiled program, at slightly other results.
+
+        Returns:
+            (round(h * scale), round(w * scale), 3) uint8.
+
+        Raises:
+            InputError: a value outside its range, or a picture too small for the scale.
+        """
+        if start not in STARTS:
+            raise InputError(f"start is {start!r}: must be one of {', '.join(STARTS)}")
+        if color_fix not in METHODS:
+            raise InputError(f"color_fix is {color_fix!r}: must be one of {', '.join(METHODS)}")
+        self._check_sampling(steps, guidance, guidance_rescale, tile, overlap, tile_batch, sampler)
+        factor = self.config.vae.factor
+        multiple = multiple or factor
+        if multiple % factor:
+            raise InputError(f"multiple is {multiple}: must be a multiple of {factor}")
+
+        upscaled = images_.upscale(image, scale)
+        height, width = upscaled.shape[:2]
+        padded = images_.to_float(images_.pad_to_multiple(upscaled, multiple))[None]
+        size = padded.shape[1], padded.shape[2]
+        noise = noise or self._noise(seed, size, steps, sampler)
+
+        context, pooled = self.encode_text([caption, negative_caption])
+        latents = self.sample(
+            self.encode_lq(padded),
+            context[:1],
+            pooled[:1],
+            context[1:],
+            pooled[1:],
+            noise["start"],
+            steps=steps,
+            guidance=guidance,
+            guidance_rescale=guidance_rescale,
+            image_size=size,
+            start=self.encode(padded, noise["encode"]) if start == "lr" else None,
+            tile=tile,
+            overlap=overlap,
+            tile_batch=tile_batch,
+            sampler=sampler,
+            step_noise=noise.get("steps"),
+        )
+        restored = images_.to_uint8(images_.crop(np.asarray(self.decode(latents)[0]), height, width))
+        # As published, colours are fixed on the picture at eight bits, against the upscaled input.
+        fixed = fix_color(images_.to_float(restored)[None], images_.to_float(upscaled)[None], color_fix)
+        return images_.to_uint8(np.asarray(fixed[0]))
+
+    @property
+    def _denoiser_params(self) -> Params:
+        return {"unet": self.params["unet"], "alignment": self.params["alignment"]}
+
+    def _noise(self, seed: int, size: tuple[int, int], steps: int, sampler: str) -> dict[str, jax.Array]:
+        factor = self.config.vae.factor
+        shape = (1, size[0] // factor, size[1] // factor, self.config.vae.latent_channels)
+        key = jax.random.key(seed)
+        noise = {
+            name: jax.random.normal(jax.random.fold_in(key, i), shape) for i, name in enumerate(("start", "encode"))
+        }
+        if sampler == "ddpm":
+            noise["steps"] = jax.random.normal(jax.random.fold_in(key, 2), (steps, *shape))
+        return noise
+
+    def _check_sampling(self, steps, guidance, guidance_rescale, tile, overlap, tile_batch, sampler) -> None:
+        limit = self.config.schedule.train_steps
+        smallest = self.config.unet.smallest_side
+        faults = {
+            f"steps is {steps}: must be between 1 and {limit}": not 1 <= steps <= limit,
+            f"guidance is {guidance}: must be 0 or more": not 0 <= guidance < float("inf"),
+            f"guidance_rescale is {guidance_rescale}: must be between 0 and 1": not 0 <= guidance_rescale <= 1,
+            f"tile is {tile} latent pixels: must be at least {smallest} for this model": tile < smallest,
+            f"overlap is {overlap}: must be above 0 and at most 1": not 0 < overlap <= 1,
+            f"tile_batch is {tile_batch}: must be at least 1": tile_batch < 1,
+            f"sampler is {sampler!r}: must be one of {', '.join(SAMPLERS)}": sampler not in SAMPLERS,
+        }
+        found = [message for message, wrong in faults.items() if wrong]
+        if found:
+            raise InputError("; ".join(found))
+
+    def _in_tiles(self, apply: Callable[[jax.Array], jax.Array], array, *, encode: bool) -> jax.Array:
+        """Run an encoder or the decoder, over cross-faded tiles on the host if the array is larger than one tile."""
+        factor = self.config.vae.factor
+        tile, out_tile = (
+            (self.vae_tile, self.vae_tile // factor) if encode else (self.vae_tile // factor, self.vae_tile)
+        )
+        sides = array.shape[1:3]
+        if encode and any(side % factor for side in sides):
+            raise InputError(f"images are {sides[0]}x{sides[1]}: both sides must be multiples of {factor}")
+        self._announce("encoder" if encode else "decoder", array.shape)
+        if max(sides) <= tile:
+            if self.mesh is not None:
+                array = jax.device_put(array, batch_sharding(self.mesh, array.shape[0]))
+            return apply(array)
+        return fade_tiles(lambda part: np.asarray(apply(part)), np.asarray(array), tile=tile, out_tile=out_tile)
+
+    def _announce(self, program: str, *shape) -> None:
+        if (program, *shape) not in self._announced:
+            self._announced.add((program, *shape))
+            log.info("compiling the %s for %s (the first of this size)", program, ", ".join(map(str, shape)))
+
+
+def _graph(module: Callable[..., nnx.Module], *configs, **options) -> nnx.GraphDef:
+    """The structure of a module without its parameters, which no memory is spent on."""
+    return nnx.split(nnx.eval_shape(lambda: module(*configs, rngs=nnx.Rngs(0), **options)))[0]

@@ -1,0 +1,171 @@
+"""Tiles: where they lie, how they are weighted and how they are put together. Knows arrays and callables, no model.
+
+Two schemes, as published. Latents are cut into tiles of one size, denoised and averaged with Gaussian weights at every
+step, on the device. The encoder and the decoder see one tile at a time, and their outputs are cross-faded on the host.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Corners = tuple[tuple[int, int], ...]
+
+
+def latent_grid(height: int, width: int, tile: int, overlap: float) -> Corners:
+    """(top, left) of each tile, row by row; tiles are min(tile, height) by min(tile, width).
+
+    `overlap` is the published stride fraction in (0, 1]: a tile starts ceil(side of a tile * overlap) after the one
+    before, and the last of a row or column is pushed back inside. So 0.5 overlaps by half, 1 not at all.
+    Raises ValueError for sizes under 1 or an overlap outside its range.
+    """
+    if min(height, width, tile) < 1:
+        raise ValueError(f"height {height}, width {width} and tile {tile} must be at least 1")
+    if not 0 < overlap <= 1:
+        raise ValueError(f"overlap {overlap} is a stride fraction, it must lie in (0, 1]")
+    return tuple((top, left) for top in _starts(height, tile, overlap) for left in _starts(width, tile, overlap))
+
+
+def gaussian_weights(height: int, width: int) -> np.ndarray:
+    """Weights of a tile's pixels, (height, width) float32: a Gaussian of variance 0.01 in units of tile sides.
+
+    Its centre is (width - 1) / 2 across but height / 2 down, half a pixel low: the published `_gaussian_weights`
+    does so, and the tiles' blend depends on it.
+    """
+    return np.outer(_gaussian(height, height / 2), _gaussian(width, (width - 1) / 2)).astype(np.float32)
+
+
+def gather_tiles(array: jax.Array, corners: Corners, tile_height: int, tile_width: int) -> jax.Array:
+    """Cut (B, H, W, C) into tiles (T, B, tile_height, tile_width, C); everything but the array is static under jit.
+
+    Raises ValueError if a tile does not lie inside the array.
+    """
+    _check_inside(corners, (tile_height, tile_width), array.shape[1:3])
+    batch, _, _, channels = array.shape
+
+    def cut(corner):
+        return jax.lax.dynamic_slice(array, (0, corner[0], corner[1], 0), (batch, tile_height, tile_width, channels))
+
+    return jax.lax.map(cut, jnp.asarray(corners, jnp.int32))
+
+
+def blend_tiles(tiles: jax.Array, corners: Corners, weights: jax.Array, height: int, width: int) -> jax.Array:
+    """Weighted average of tiles (T, B, h, w, C) where they overlap, as (B, height, width, C) in the tiles' dtype.
+
+    `weights` is (h, w), positive; sums are float32. Corners and sizes are static under jit; every pixel must be
+    covered by a tile. Raises ValueError if a tile lies outside, or the counts or sizes disagree.
+    """
+    count, batch, tile_height, tile_width, channels = tiles.shape
+    if len(corners) != count or weights.shape != (tile_height, tile_width):
+        raise ValueError(f"tiles {tiles.shape} do not go with {len(corners)} corners and weights {weights.shape}")
+    _check_inside(corners, (tile_height, tile_width), (height, width))
+    weights = jnp.asarray(weights, jnp.float32)[None, :, :, None]
+
+    def add(total, start, tile):
+        window = jax.lax.dynamic_slice(total, start, tile.shape)
+        return jax.lax.dynamic_update_slice(total, window + tile, start)
+
+    def step(totals, pair):
+        corner, tile = pair
+        start = (0, corner[0], corner[1], 0)
+        weighted = tile.astype(jnp.float32) * weights
+        return (add(totals[0], start, weighted), add(totals[1], start, weights)), None
+
+    zeros = jnp.zeros((batch, height, width, channels), jnp.float32), jnp.zeros((1, height, width, 1), jnp.float32)
+    (total, weight), _ = jax.lax.scan(step, zeros, (jnp.asarray(corners, jnp.int32), tiles))
+    return (total / weight).astype(tiles.dtype)
+
+
+def fade_tiles(
+    apply: Callable[[np.ndarray], np.ndarray],
+    array: np.ndarray,
+    *,
+    tile: int,
+    out_tile: int,
+    overlap: float = 0.25,
+) -> np.ndarray:
+    """Run an encoder or a decoder over tiles of (B, H, W, C) and cross-fade its outputs linearly, on the host.
+
+    `apply` maps one tile (B, h, w, C) to (B, h * out_tile / tile, w * out_tile / tile, C'); `tile` and `out_tile` are
+    the side of a full tile before and after, `overlap` is the part of it shared with a neighbour. Tiles that
+    reach past the right or bottom are smaller: the last two of a row or column at a quarter's overlap, so `apply` sees
+    at most nine shapes. An array no larger than a tile is passed whole.
+    Returns float32 (B, H * out_tile / tile, W * out_tile / tile, C'). Each tile fades into the one above, then into
+    the one to the left, both already faded (diffusers' AutoencoderKL.tiled_encode and tiled_decode).
+    Raises ValueError if overlap is outside [0, 1), if sizes do not come out whole, or `apply` returns another size.
+    """
+    array = np.asarray(array)
+    batch, height, width, _ = array.shape
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap {overlap} is the shared part of a tile, it must lie in [0, 1)")
+    step, fade = int(tile * (1 - overlap)), int(out_tile * overlap)
+    kept = out_tile - fade
+    # Published code would return a picture of another size here; such tile sizes are refused instead.
+    if step < 1 or step * out_tile != kept * tile:
+        raise ValueError(f"tile {tile}, out_tile {out_tile} and overlap {overlap} do not share a whole stride")
+    if height * out_tile % tile or width * out_tile % tile:
+        raise ValueError(f"{height}x{width} times {out_tile}/{tile} is not a whole size")
+
+    def run(part: np.ndarray) -> np.ndarray:
+        result = np.array(apply(part), np.float32)  # a copy: fading writes into it
+        expected = tuple(side * out_tile // tile for side in part.shape[1:3])
+        if result.shape[1:3] != expected:
+            raise ValueError(f"apply turned {part.shape} into {result.shape}, its size should be {expected}")
+        return result
+
+    if height <= tile and width <= tile:
+        return run(array)
+
+    out = None
+    above: list[np.ndarray] = []
+    for i, top in enumerate(range(0, height, step)):
+        row: list[np.ndarray] = []
+        for j, left in enumerate(range(0, width, step)):
+            faded = run(array[:, top : top + tile, left : left + tile])
+            if i > 0:
+                _fade(above[j], faded, fade, axis=1)
+            if j > 0:
+                _fade(row[j - 1], faded, fade, axis=2)
+            row.append(faded)
+            if out is None:
+                out_size = height * out_tile // tile, width * out_tile // tile
+                out = np.empty((batch, *out_size, faded.shape[3]), np.float32)
+            # The rest of the tile belongs to its neighbours, which have faded it into their own.
+            shown = faded[:, :kept, :kept]
+            y, x = i * kept, j * kept
+            out[:, y : y + shown.shape[1], x : x + shown.shape[2]] = shown
+        above = row
+    assert out is not None
+    return out
+
+
+def _starts(side: int, tile: int, overlap: float) -> list[int]:
+    tile = min(tile, side)
+    return [*range(0, side - tile, math.ceil(tile * overlap)), side - tile]
+
+
+def _gaussian(side: int, centre: float) -> np.ndarray:
+    distance = (np.arange(side, dtype=np.float64) - centre) / side
+    return np.exp(-(distance**2) / (2 * 0.01)) / math.sqrt(2 * math.pi * 0.01)
+
+
+def _check_inside(corners: Corners, tile: tuple[int, int], size: tuple[int, ...]) -> None:
+    # Dynamic slices move silently inside when they reach out, so it is checked here.
+    for top, left in corners:
+        if top < 0 or left < 0 or top + tile[0] > size[0] or left + tile[1] > size[1]:
+            raise ValueError(f"tile {tile[0]}x{tile[1]} at ({top}, {left}) lies outside {size[0]}x{size[1]}")
+
+
+def _fade(before: np.ndarray, after: np.ndarray, extent: int, axis: int) -> None:
+    """Fade the end of `before` into the start of `after`, in place, along an axis of (B, H, W, C)."""
+    extent = min(after.shape[axis], extent)  # a sliver at the edge; `before` ends where it ends, and is longer
+    if extent == 0:
+        return
+    rise = np.arange(extent) / extent
+    shape = [extent if axis == other else 1 for other in range(4)]
+    end, start = [slice(None)] * 4, [slice(None)] * 4
+    end[axis], start[axis] = slice(-extent, None), slice(extent)
+    falling, rising = (1 - rise).astype(np.float32).reshape(shape), rise.astype(np.float32).reshape(shape)
+    after[tuple(start)] = before[tuple(end)] * falling + after[tuple(start)] * rising

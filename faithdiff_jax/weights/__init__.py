@@ -1,0 +1,1 @@
+"""Published tensors to our parameters and back, and model directories on disk."""

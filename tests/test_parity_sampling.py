@@ -1,0 +1,204 @@
+"""The whole denoising loop against PyTorch and diffusers' schedulers: tiles, starts, guidance, ancestral sampling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from flax import nnx
+from parity import assert_parity, nchw, nhwc
+from port import normal, port
+from published import randomise, unet_sd21, unet_sdxl
+from test_parity_models import SD21, SDXL, VAE_CONFIG
+from torch_aligner import TorchAligner
+from torch_pipeline import SCHEDULE, denoise, euler_scheduler
+
+from faithdiff_jax import sampling
+from faithdiff_jax.diffusion import samplers, schedule
+from faithdiff_jax.models.alignment import AlignmentConfig
+from faithdiff_jax.models.faithdiff import Denoiser
+from faithdiff_jax.sampling import SamplingPlan, Text
+from faithdiff_jax.tiling import latent_grid
+from faithdiff_jax.weights import rules
+
+CONFIG = schedule.ScheduleConfig()
+DENOISER_RULES = [
+    *(rule.under("", "alignment.") for rule in rules.ALIGNMENT),
+    *(rule.under("", "unet.") for rule in rules.UNET),
+]
+
+
+class Pair:
+    """The same random denoiser in both frameworks."""
+
+    def __init__(self, unet, unet_config, mixing="none"):
+        torch.manual_seed(3)
+        self.unet, self.aligner = unet, TorchAligner(32, 16)
+        for module in (self.unet, self.aligner):
+            randomise(module)
+            module.eval()
+        state = self.aligner.state_dict() | self.unet.state_dict()
+        config = AlignmentConfig(mixing=mixing)
+        build = lambda: Denoiser(unet_config, config, VAE_CONFIG, rngs=nnx.Rngs(0))  # noqa: E731
+        self.graph, self.parameters = nnx.split(port(build, DENOISER_RULES, state))
+        self.sample = jax.jit(
+            lambda parameters, plan, *arrays: sampling.sample(nnx.merge(self.graph, parameters), plan, *arrays),
+            static_argnums=1,
+        )
+
+    def torch_predict(self, latents, timesteps, features, context, pooled, time_ids):
+        added = None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids}
+        hook = self.unet.conv_in.register_forward_hook(lambda module, args, hidden: self.aligner(hidden, features))
+        try:
+            with torch.no_grad():
+                return self.unet(latents, timesteps, context, added_cond_kwargs=added).sample
+        finally:
+            hook.remove()
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    return Pair(unet_sdxl(40), SDXL)
+
+
+def check_loop(
+    pair,
+    rng,
+    *,
+    size,
+    steps=3,
+    guidance=5.0,
+    rescale=0.0,
+    lr=True,
+    tile=128,
+    overlap=0.5,
+    tile_batch=1,
+    batch=1,
+    lengths=(5, 5),
+    added=True,
+):
+    height, width = size
+    features, noise = normal(rng, batch, height, width, 32), normal(rng, batch, height, width, 4)
+    start = normal(rng, batch, height, width, 4) if lr else None
+    dim = 40 if added else 16
+    texts = [(normal(rng, batch, n, dim), normal(rng, batch, 20) if added else None) for n in lengths]
+    image_size = (8 * height - 3, 8 * width)
+
+    expected = []
+    for i in range(batch):  # the published loop takes one image
+        item = slice(i, i + 1)
+        tensors = [[None if x is None else torch.from_numpy(x[item]) for x in side] for side in texts]
+        expected.append(
+            nhwc(
+                denoise(
+                    pair.torch_predict,
+                    nchw(features[item]),
+                    tensors if guidance > 1 else tensors[1:],
+                    nchw(noise[item]),
+                    steps=steps,
+                    guidance=guidance,
+                    rescale=rescale,
+                    start=nchw(start[item]) if lr else None,
+                    image_size=image_size,
+                    tile=tile,
+                    overlap=overlap,
+                )
+            )
+        )
+
+    corners = latent_grid(height, width, tile, overlap)
+    plan = SamplingPlan(
+        schedule=CONFIG,
+        steps=steps,
+        sampler="euler",
+        corners=corners,
+        tile=(min(tile, height), min(tile, width)),
+        tile_batch=tile_batch,
+    )
+    time_ids = np.array([(*image_size, *corner, 8 * tile, 8 * tile) for corner in corners], np.float32)
+    negative, text = (Text(context=context, pooled=pooled) for context, pooled in texts)
+    ours = pair.sample(
+        pair.parameters,
+        plan,
+        features,
+        text,
+        negative if guidance > 1 else None,
+        noise,
+        start,
+        None,
+        time_ids,
+        jnp.float32(guidance),
+        jnp.float32(rescale) if rescale else None,
+    )
+    assert_parity(ours, np.concatenate(expected))
+
+
+def test_one_tile_lr_start_with_guidance(sdxl, rng):
+    check_loop(sdxl, rng, size=(7, 9), steps=20)
+
+
+def test_noise_start_without_guidance(sdxl, rng):
+    check_loop(sdxl, rng, size=(8, 6), lr=False, guidance=1.0)
+
+
+def test_guidance_rescaled(sdxl, rng):
+    check_loop(sdxl, rng, size=(7, 9), guidance=7.5, rescale=0.7)
+
+
+def test_contexts_of_different_lengths(sdxl, rng):
+    check_loop(sdxl, rng, size=(6, 6), lengths=(4, 11), steps=2)
+
+
+def test_several_tiles_one_at_a_time(sdxl, rng):
+    check_loop(sdxl, rng, size=(13, 11), tile=8, guidance=5.0, rescale=0.5)
+
+
+def test_several_tiles_together_with_a_chunk_filled_up(sdxl, rng):
+    check_loop(sdxl, rng, size=(13, 21), tile=8, overlap=0.75, tile_batch=4)
+
+
+def test_a_batch_of_images_in_tiles(sdxl, rng):
+    check_loop(sdxl, rng, size=(12, 7), tile=8, tile_batch=2, batch=2)
+
+
+def test_sd21_has_no_added_embedding(rng):
+    check_loop(Pair(unet_sd21(16), SD21), rng, size=(6, 10), added=False, steps=2)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 50, 999, 1000])
+def test_sigmas_and_timesteps(steps):
+    scheduler = euler_scheduler(steps)
+    np.testing.assert_array_equal(schedule.timesteps(CONFIG, steps), scheduler.timesteps.numpy())
+    np.testing.assert_allclose(schedule.sigmas(CONFIG, steps), scheduler.sigmas.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(schedule.init_noise_sigma(CONFIG, steps), float(scheduler.init_noise_sigma), rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_steps_out_of_range(steps):
+    with pytest.raises(ValueError, match=f"steps is {steps}: must be between 1 and 1000"):
+        schedule.timesteps(CONFIG, steps)
+
+
+def test_add_noise(rng):
+    latents, noise, timesteps = normal(rng, 3, 4, 5, 4), normal(rng, 3, 4, 5, 4), np.array([0, 500, 999])
+    expected = DDPMScheduler(**SCHEDULE).add_noise(nchw(latents), nchw(noise), torch.from_numpy(timesteps))
+    assert_parity(schedule.add_noise(CONFIG, latents, noise, timesteps), nhwc(expected))
+
+
+@pytest.mark.parametrize("steps", [4, 20, 300])
+def test_ddpm_is_ancestral_sampling(rng, monkeypatch, steps):
+    """A toy noise predictor that both frameworks can run: what counts is the walk. Both draw the same noise."""
+    x, fresh = normal(rng, 2, 4, 5, 4), normal(rng, steps, 2, 4, 5, 4)
+    draws = iter(fresh)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, **k: nchw(next(draws)))
+    scheduler = DDPMScheduler(timestep_spacing="leading", clip_sample=False, **SCHEDULE)
+    scheduler.set_timesteps(steps)
+    expected = nchw(x)
+    for t in scheduler.timesteps:
+        expected = scheduler.step(torch.tanh(expected) * (1 + t / 1000), t, expected).prev_sample
+
+    timesteps = jnp.asarray(schedule.timesteps(CONFIG, steps))
+    alphas = samplers.ddpm_alphas(CONFIG, steps)
+    ours = samplers.ddpm(lambda x, t: jnp.tanh(x) * (1 + t / 1000), x, alphas, fresh, timesteps)
+    assert_parity(ours, nhwc(expected))

@@ -1,0 +1,208 @@
+"""Captions: the trimming rule, caption files, and token ids against hand-made and published tokenizers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+from tiny import END, START, TOKENIZER_VOCAB_SIZE, write_tokenizer
+
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.text import Tokenizers, find_caption, read_caption, trim_caption
+
+LENGTH = 77
+START_ID, END_ID = 516, 517
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        (
+            "The image features a brown dog. It lies on grass. The sun is low.",
+            "A brown dog. It lies on grass.",
+        ),
+        # A caption that ends within the two sentences keeps its own full stop beside the added one.
+        ("The image shows a cat on a mat. It sleeps.", "A cat on a mat. It sleeps.."),
+        ("The image features a cat", "A cat."),
+        # The three words go whatever they are, and capitalising lowers the rest of the word.
+        ("Two old friends NASA engineers, walk. One smiles. End", "Nasa engineers, walk. One smiles."),
+        ("The image features\n\n  a  cat.\tIt  sleeps. Well. ", "A cat. It sleeps."),
+        ("The image features 2.5 cats. Two sit. Rest", "2.5 cats. Two sit."),
+        ("one two three four", "Four."),
+        # The published rule fails on these.
+        ("", ""),
+        (" \n", ""),
+        ("cat", "cat"),
+        ("  the Black cat. ", "the Black cat."),
+    ],
+)
+def test_trimming(caption, expected):
+    assert trim_caption(caption) == expected
+
+
+def test_caption_files_are_read(tmp_path):
+    (tmp_path / "a.json").write_text('{"caption": " Ein Haus. ", "score": 1}', encoding="utf-8")
+    (tmp_path / "b.txt").write_text("Größe\n", encoding="utf-8-sig")
+    (tmp_path / "c.txt").write_bytes(b"")
+    assert read_caption(tmp_path / "a.json") == "Ein Haus."
+    assert read_caption(tmp_path / "b.txt") == "Größe"
+    assert read_caption(tmp_path / "c.txt") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.json", b"{'caption': 1}", "not JSON (line 1: "),
+        ("a.json", b"", "not JSON (line 1: "),
+        ("a.json", b'["a caption"]', 'no "caption" key'),
+        ("a.json", b'{"Caption": "x"}', 'no "caption" key'),
+        ("a.json", b'{"caption": null}', '"caption" is NoneType, it must be a string'),
+        ("a.json", b'{"caption": ["x"]}', '"caption" is list, it must be a string'),
+        ("a.json", b'{"caption": "x \\ud83d"}', '"caption" is not valid Unicode'),
+        ("a.json", b'{"caption": "caf\xe9"}', "the caption file is not UTF-8 (byte 16)"),
+        ("a.txt", b"\xff\xfex", "the caption file is not UTF-8 (byte 0)"),
+        ("a.yaml", b"x", "a caption file ends in .json or .txt"),
+    ],
+)
+def test_bad_caption_files_are_named(tmp_path, name, content, problem):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_caption(path)
+    assert str(caught.value).startswith(f"{path}: {problem}")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_caption_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.txt: the caption file cannot be read \(No such file or directory\)"):
+        read_caption(tmp_path / "gone.txt")
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(InputError, match=r"folder\.txt: the caption file cannot be read"):
+        read_caption(tmp_path / "folder.txt")
+
+
+def test_captions_are_found_in_order(tmp_path):
+    image = Path("elsewhere/cat.v2.png")
+    (tmp_path / "cat.json").touch()
+    (tmp_path / "cat.v2.json").mkdir()
+    assert find_caption(image, tmp_path) is None
+    assert find_caption(image, tmp_path / "missing") is None
+    for name in ("cat.v2.png.txt", "cat.v2.png.json", "cat.v2.txt"):
+        (tmp_path / name).touch()
+        assert find_caption(image, tmp_path) == tmp_path / name
+    (tmp_path / "cat.v2.json").rmdir()
+    (tmp_path / "cat.v2.json").touch()
+    assert find_caption(image, tmp_path) == tmp_path / "cat.v2.json"
+
+
+@pytest.fixture
+def folders(tmp_path) -> list[Path]:
+    return [write_tokenizer(tmp_path / "one"), write_tokenizer(tmp_path / "two", pad_token="!")]
+
+
+def row(ids: list[int], padding: int) -> list[int]:
+    return [START_ID, *ids, END_ID] + [padding] * (LENGTH - 2 - len(ids))
+
+
+def test_token_ids_by_hand(folders):
+    """Bytes from "!" on count from 0, those that end a word from 256, and the four merges from 512."""
+    captions = ["The CAT", "a  cab", "", "cat é"]
+    ids = [[515, 513], [256 + 64, 512, 256 + 65], [], [513, 0xC3 - 0xAE + 106, 256 + 0xA9 - 0xA1 + 94]]
+    first, second = Tokenizers.load(folders)(captions)
+    assert first.dtype == second.dtype == np.int32
+    np.testing.assert_array_equal(first, [row(part, END_ID) for part in ids])
+    np.testing.assert_array_equal(second, [row(part, 0) for part in ids])
+
+
+def test_padding_symbol_in_a_caption(folders):
+    """The padding token of bigG is the symbol "!": transformers cuts every "!" of a caption out as token 0."""
+    first, second = Tokenizers.load(folders)(["a!!"])
+    assert first[0].tolist() == row([256 + 64, 0, 256], END_ID)
+    assert second[0].tolist() == row([256 + 64, 0, 0], 0)
+
+
+def test_long_captions_keep_their_end_token(folders):
+    for ids in Tokenizers.load(folders)(["cat " * 100, "cat " * 75, "cat " * 74]):
+        np.testing.assert_array_equal(ids[0], [START_ID, *[513] * 75, END_ID])
+        np.testing.assert_array_equal(ids[1], ids[0])
+        assert ids[2].tolist() == row([513] * 74, int(ids[2, -1]))
+
+
+def test_matches_transformers(folders):
+    """The call the published pipeline makes, on text with marks, digits and the padding symbol in it."""
+    captions = ["Wow! the cat's 2 cabs!!", "", f"x{END}y", "naïve 猫 🐈", "the " * 90]
+    for folder, ids in zip(folders, Tokenizers.load(folders)(captions), strict=True):
+        theirs = transformers.CLIPTokenizer.from_pretrained(str(folder))
+        expected = theirs(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
+        np.testing.assert_array_equal(ids, expected.input_ids.numpy())
+        assert 0 <= ids.min() <= ids.max() < TOKENIZER_VOCAB_SIZE
+
+
+def test_no_captions_give_no_rows(folders):
+    assert [ids.shape for ids in Tokenizers.load(folders)([])] == [(0, LENGTH)] * 2
+
+
+def test_one_string_is_refused(folders):
+    with pytest.raises(TypeError, match="captions is one string"):
+        Tokenizers.load(folders[:1])("a cat")
+
+
+def test_no_tokenizers_are_refused():
+    with pytest.raises(ValueError, match="0 tokenizers, at least 1"):
+        Tokenizers.load([])
+
+
+def test_saved_tokenizers_load_again(folders, tmp_path):
+    captions = ["Wow! the cat!", "", "the " * 90]
+    tokenizers = Tokenizers.load(folders)
+    saved = tokenizers.save(tmp_path / "model")
+    assert saved == [tmp_path / "model" / "tokenizer", tmp_path / "model" / "tokenizer_2"]
+    for ours, again in zip(tokenizers(captions), Tokenizers.load(saved)(captions), strict=True):
+        np.testing.assert_array_equal(ours, again)
+
+
+def test_bad_tokenizer_folders_are_named(folders, tmp_path):
+    with pytest.raises(InputError, match="nowhere: no such tokenizer folder"):
+        Tokenizers.load([tmp_path / "nowhere"])
+    (folders[0] / "merges.txt").unlink()
+    with pytest.raises(InputError, match=r"one: a tokenizer folder needs vocab\.json and merges\.txt"):
+        Tokenizers.load(folders)
+    (folders[1] / "vocab.json").write_text("{broken", encoding="utf-8")
+    with pytest.raises(InputError, match="two: the tokenizer cannot be loaded"):
+        Tokenizers.load(folders[1:])
+
+
+@pytest.mark.parametrize("damage", ["words", "list", "config"])
+def test_broken_tokenizer_files_are_named(folders, damage):
+    folder = folders[0]
+    if damage == "words":
+        (folder / "vocab.json").write_text(json.dumps({START: 0, END: 1}), encoding="utf-8")
+    elif damage == "list":
+        (folder / "vocab.json").write_text("[1, 2]", encoding="utf-8")
+    else:
+        (folder / "tokenizer_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="one: the tokenizer cannot be loaded"):
+        Tokenizers.load([folder])
+
+
+def test_unstated_length_is_named(folders):
+    path = folders[0] / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    del settings["model_max_length"]
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(InputError, match="states no model_max_length"):
+        Tokenizers.load(folders[:1])
+
+
+def test_works_and_is_silent_without_torch(folders):
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from faithdiff_jax.text import Tokenizers\n"
+        f"print(Tokenizers.load([{str(folders[0])!r}])(['cat'])[0][0, 1])\n"
+    )
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "513\n", "")
