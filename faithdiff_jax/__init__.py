@@ -1,5 +1,24 @@
-"""FaithDiff image restoration in JAX/Flax."""
+"""FaithDiff image restoration in JAX/Flax: `FaithDiff.load(model_dir).restore(image, caption)`."""
+
+from typing import TYPE_CHECKING
 
 from faithdiff_jax._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from faithdiff_jax.config import FaithDiffConfig
+    from faithdiff_jax.pipeline import FaithDiff
+
+__all__ = ["FaithDiff", "FaithDiffConfig", "__version__"]
+
+
+def __getattr__(name: str):
+    """Load the heavy names when they are first asked for: importing the package imports nothing else."""
+    if name == "FaithDiff":
+        from faithdiff_jax.pipeline import FaithDiff
+
+        return FaithDiff
+    if name == "FaithDiffConfig":
+        from faithdiff_jax.config import FaithDiffConfig
+
+        return FaithDiffConfig
+    raise AttributeError(f"module 'faithdiff_jax' has no attribute {name!r}")

@@ -17,19 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from faithdiff_jax import image as images_
-from faithdiff_jax import sampling
 from faithdiff_jax.color import METHODS, fix_color
 from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.models.clip import TextEncoder
-from faithdiff_jax.models.faithdiff import Denoiser
-from faithdiff_jax.models.vae import VAE, FeatureEncoder
-from faithdiff_jax.sampling import SAMPLERS, SamplingPlan, Text
-from faithdiff_jax.sharding import batch_constraint, batch_sharding, parameter_sharding
+from faithdiff_jax.programs import Programs
+from faithdiff_jax.sampling import SamplingPlan, Text, check_options
+from faithdiff_jax.sharding import batch_sharding, parameter_sharding
 from faithdiff_jax.text import Tokenizers
 from faithdiff_jax.tiling import fade_tiles, latent_grid
 from faithdiff_jax.weights import checkpoint
@@ -48,6 +44,7 @@ class FaithDiff:
     Attributes:
         config: the architecture.
         params: part name ("unet", "alignment", "lq_encoder", "vae", "text_encoder", "text_encoder_2") -> pytree.
+        programs: the jitted functions of (params, arrays) behind every call.
         mesh: device mesh, or None for the default device.
         vae_tile: side in image pixels above which encoders and decoder work in tiles.
     """
@@ -76,48 +73,7 @@ class FaithDiff:
         self._tokenizers = tokenizers
         self._announced: set[tuple] = set()
 
-        options = {"dtype": self.dtype, "param_dtype": self.dtype}
-        graph = functools.partial(_graph, **options)
-        lq_encoder = graph(FeatureEncoder, config.vae)
-        vae = graph(VAE, config.vae)
-        denoiser = graph(Denoiser, config.unet, config.alignment, config.vae)
-        text_encoders = [graph(TextEncoder, encoder) for encoder in config.text_encoders]
-        constrain = batch_constraint(mesh)
-
-        @jax.jit
-        def encode_lq(params, images):
-            return nnx.merge(lq_encoder, params)(constrain(images)).astype(jnp.float32)
-
-        @jax.jit
-        def moments(params, images):
-            return nnx.merge(vae, params).moments(constrain(images)).astype(jnp.float32)
-
-        @jax.jit
-        def draw(params, moments, noise):
-            return nnx.merge(vae, params).sample(moments, noise)
-
-        @jax.jit
-        def decode(params, latents):
-            return nnx.merge(vae, params).decode(constrain(latents)).astype(jnp.float32)
-
-        @jax.jit
-        def encode_text(params, token_ids):
-            outputs = [
-                nnx.merge(encoder, part)(ids)
-                for encoder, part, ids in zip(text_encoders, params, token_ids, strict=True)
-            ]
-            return jnp.concatenate([hidden for hidden, _ in outputs], axis=-1), outputs[-1][1]
-
-        @jax.jit
-        def predict_noise(params, *arrays):
-            return nnx.merge(denoiser, params)(*arrays).astype(jnp.float32)
-
-        @functools.partial(jax.jit, static_argnames="plan")
-        def sample(params, plan, *arrays):
-            return sampling.sample(nnx.merge(denoiser, params), plan, *arrays, constrain=constrain)
-
-        self._encode_lq, self._moments, self._draw, self._decode = encode_lq, moments, draw, decode
-        self._encode_text, self._predict_noise, self._sample = encode_text, predict_noise, sample
+        self.programs = _programs(config, self.dtype, mesh)
 
     @classmethod
     def load(
@@ -142,24 +98,28 @@ class FaithDiff:
         path = pathlib.Path(path)
         config = checkpoint.read_config(path)
         dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
-        sharding = None if mesh is None else functools.partial(parameter_sharding, mesh)
-        parts = checkpoint.part_names(config)
-        params = {part: checkpoint.load_params(path, part, dtype=dtype, sharding=sharding) for part in parts}
-        folders = [path / name for name in checkpoint.tokenizer_names(config)]
+        params = {}
+        for part in checkpoint.part_names(config):
+            sharding = None
+            if mesh is not None:
+                shapes = checkpoint.part_shapes(config, part)
+                sharding = {name: parameter_sharding(mesh, shape) for name, shape in shapes.items()}
+            params[part] = checkpoint.load_params(path, part, config=config, dtype=dtype, sharding=sharding)
+        folders = [path / name for name in checkpoint.numbered("tokenizer", len(config.text_encoders))]
         return cls(config, params, Tokenizers.load(folders), dtype=dtype, mesh=mesh, vae_tile=vae_tile)
 
     def encode_lq(self, images: jax.Array) -> jax.Array:
         """LQ features: (B, H, W, 3) in [-1, 1], sides multiples of 8 -> (B, H/8, W/8, 512)."""
-        return self._in_tiles(lambda x: self._encode_lq(self.params["lq_encoder"], x), images, encode=True)
+        return self._in_tiles(lambda x: self.programs.encode_lq(self.params["lq_encoder"], x), images, encode=True)
 
     def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
         """VAE sample, scaled: (B, H, W, 3) in [-1, 1] and standard normal (B, H/8, W/8, 4) -> (B, H/8, W/8, 4)."""
-        moments = self._in_tiles(lambda x: self._moments(self.params["vae"], x), images, encode=True)
-        return self._draw(self.params["vae"], moments, noise)
+        moments = self._in_tiles(lambda x: self.programs.moments(self.params["vae"], x), images, encode=True)
+        return self.programs.draw(self.params["vae"], moments, noise)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Scaled latents (B, h, w, 4) -> images (B, 8h, 8w, 3), about [-1, 1]."""
-        return self._in_tiles(lambda x: self._decode(self.params["vae"], x), latents, encode=False)
+        return self._in_tiles(lambda x: self.programs.decode(self.params["vae"], x), latents, encode=False)
 
     def encode_text(self, captions: Sequence[str]) -> tuple[jax.Array, jax.Array]:
         """Captions -> context (B, 77, 2048) and pooled (B, 1280), as trained; "" for no caption.
@@ -169,8 +129,8 @@ class FaithDiff:
         """
         if self._tokenizers is None:
             raise InputError("this model has no tokenizers: load it from a model directory, or pass them in")
-        names = checkpoint.text_encoder_names(self.config)
-        return self._encode_text([self.params[name] for name in names], self._tokenizers(list(captions)))
+        names = checkpoint.numbered("text_encoder", len(self.config.text_encoders))
+        return self.programs.encode_text([self.params[name] for name in names], self._tokenizers(list(captions)))
 
     def predict_noise(
         self,
@@ -194,7 +154,9 @@ class FaithDiff:
         Returns:
             (B, h, w, 4).
         """
-        return self._predict_noise(self._denoiser_params, latents, timesteps, features, context, pooled, time_ids)
+        return self.programs.predict_noise(
+            self._denoiser_params, latents, timesteps, features, context, pooled, time_ids
+        )
 
     def sample(
         self,
@@ -242,7 +204,7 @@ class FaithDiff:
         Raises:
             InputError: a value outside its range.
         """
-        self._check_sampling(steps, guidance, guidance_rescale, tile, overlap, tile_batch, sampler)
+        check_options(self.config, steps, guidance, guidance_rescale, tile, overlap, tile_batch, sampler)
         if sampler == "ddpm" and step_noise is None:
             raise InputError("step_noise is None: sampler 'ddpm' needs (steps, B, h, w, c) standard normal noise")
         if guidance > 1 and negative_context is None:
@@ -261,7 +223,7 @@ class FaithDiff:
         )
         time_ids = np.array([(*size, *corner, tile * factor, tile * factor) for corner in corners], np.float32)
         self._announce("sampler", noise.shape, f"{len(corners)} tiles", f"{steps} steps", guidance > 1)
-        return self._sample(
+        return self.programs.sample(
             self._denoiser_params,
             plan,
             features,
@@ -327,7 +289,7 @@ class FaithDiff:
             raise InputError(f"start is {start!r}: must be one of {', '.join(STARTS)}")
         if color_fix not in METHODS:
             raise InputError(f"color_fix is {color_fix!r}: must be one of {', '.join(METHODS)}")
-        self._check_sampling(steps, guidance, guidance_rescale, tile, overlap, tile_batch, sampler)
+        check_options(self.config, steps, guidance, guidance_rescale, tile, overlap, tile_batch, sampler)
         factor = self.config.vae.factor
         multiple = multiple or factor
         if multiple % factor:
@@ -378,22 +340,6 @@ class FaithDiff:
             noise["steps"] = jax.random.normal(jax.random.fold_in(key, 2), (steps, *shape))
         return noise
 
-    def _check_sampling(self, steps, guidance, guidance_rescale, tile, overlap, tile_batch, sampler) -> None:
-        limit = self.config.schedule.train_steps
-        smallest = self.config.unet.smallest_side
-        faults = {
-            f"steps is {steps}: must be between 1 and {limit}": not 1 <= steps <= limit,
-            f"guidance is {guidance}: must be 0 or more": not 0 <= guidance < float("inf"),
-            f"guidance_rescale is {guidance_rescale}: must be between 0 and 1": not 0 <= guidance_rescale <= 1,
-            f"tile is {tile} latent pixels: must be at least {smallest} for this model": tile < smallest,
-            f"overlap is {overlap}: must be above 0 and at most 1": not 0 < overlap <= 1,
-            f"tile_batch is {tile_batch}: must be at least 1": tile_batch < 1,
-            f"sampler is {sampler!r}: must be one of {', '.join(SAMPLERS)}": sampler not in SAMPLERS,
-        }
-        found = [message for message, wrong in faults.items() if wrong]
-        if found:
-            raise InputError("; ".join(found))
-
     def _in_tiles(self, apply: Callable[[jax.Array], jax.Array], array, *, encode: bool) -> jax.Array:
         """Run an encoder or the decoder, over cross-faded tiles on the host if the array is larger than one tile."""
         factor = self.config.vae.factor
@@ -416,6 +362,7 @@ class FaithDiff:
             log.info("compiling the %s for %s (the first of this size)", program, ", ".join(map(str, shape)))
 
 
-def _graph(module: Callable[..., nnx.Module], *configs, **options) -> nnx.GraphDef:
-    """The structure of a module without its parameters, which no memory is spent on."""
-    return nnx.split(nnx.eval_shape(lambda: module(*configs, rngs=nnx.Rngs(0), **options)))[0]
+@functools.lru_cache(maxsize=8)
+def _programs(config: FaithDiffConfig, dtype: Any, mesh: Mesh | None) -> Programs:
+    """Models of one architecture share their programs, and what these have compiled."""
+    return Programs(config, dtype=dtype, mesh=mesh)

@@ -14,7 +14,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.diffusion import samplers, schedule
+from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.faithdiff import Denoiser
 from faithdiff_jax.tiling import Corners, blend_tiles, gather_tiles, gaussian_weights
 
@@ -34,6 +36,32 @@ class SamplingPlan:
     """Height and width of every tile, in latent pixels."""
     tile_batch: int
     """Tiles that go through the UNet together."""
+
+
+def check_options(
+    config: FaithDiffConfig,
+    steps: int,
+    guidance: float,
+    guidance_rescale: float,
+    tile: int,
+    overlap: float,
+    tile_batch: int,
+    sampler: str,
+) -> None:
+    """Refuse options outside their range: one InputError names every one of them, its value and its range."""
+    limit, smallest = config.schedule.train_steps, config.unet.smallest_side
+    faults = {
+        f"steps is {steps}: must be between 1 and {limit}": not 1 <= steps <= limit,
+        f"guidance is {guidance}: must be 0 or more": not 0 <= guidance < math.inf,
+        f"guidance_rescale is {guidance_rescale}: must be between 0 and 1": not 0 <= guidance_rescale <= 1,
+        f"tile is {tile} latent pixels: must be at least {smallest} for this model": tile < smallest,
+        f"overlap is {overlap}: must be above 0 and at most 1": not 0 < overlap <= 1,
+        f"tile_batch is {tile_batch}: must be at least 1": tile_batch < 1,
+        f"sampler is {sampler!r}: must be one of {', '.join(SAMPLERS)}": sampler not in SAMPLERS,
+    }
+    found = [message for message, wrong in faults.items() if wrong]
+    if found:
+        raise InputError("; ".join(found))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ import math
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler
+from PIL import Image
+from transformers import CLIPTokenizer
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -87,3 +89,66 @@ def denoise(
             count[here[1:]] += weights
         latents = (total / count).float()
     return latents
+
+
+def encode_text(models, captions):
+    """Context and pooled of each caption: hidden states [-2] side by side (SDXL), the pooled of the last encoder."""
+    hidden, pooled = [], None
+    for i, encoder in enumerate(models.text_encoders):
+        tokenizer = CLIPTokenizer.from_pretrained(models.sdxl / (f"tokenizer_{i + 1}" if i else "tokenizer"))
+        ids = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            output = encoder(ids, output_hidden_states=True)
+        sdxl = len(models.text_encoders) > 1
+        hidden.append(output.hidden_states[-2] if sdxl else output.last_hidden_state)
+        pooled = output.text_embeds if "text_embeds" in output else None
+    return torch.cat(hidden, dim=-1), pooled
+
+
+def upscaled(image: np.ndarray, scale: float) -> np.ndarray:
+    height, width = image.shape[:2]
+    return np.asarray(Image.fromarray(image).resize((round(width * scale), round(height * scale)), Image.LANCZOS))
+
+
+def restore(models, image, caption, noise, encode_noise, *, scale, steps, guidance, start, tile=128, overlap=0.5):
+    """Everything up to the decoder, step by step: name -> NCHW tensor; noises are NHWC arrays."""
+    big = upscaled(image, scale)
+    height, width = big.shape[:2]
+    padded = np.pad(big, ((0, -height % 8), (0, -width % 8), (0, 0)), mode="edge")
+    pixels = torch.from_numpy(padded.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+    to_nchw = lambda array: torch.from_numpy(np.asarray(array)).permute(0, 3, 1, 2)  # noqa: E731
+    scaling = models.vae.config.scaling_factor
+    with torch.no_grad():
+        features = models.lq_encoder(pixels)
+        distribution = models.vae.encode(pixels).latent_dist
+        encoded = (distribution.mean + distribution.std * to_nchw(encode_noise)) * scaling
+        context, pooled = encode_text(models, ["", caption])
+        sides = [(context[i : i + 1], None if pooled is None else pooled[i : i + 1]) for i in (0, 1)]
+        latents = denoise(
+            models.predict_noise,
+            features,
+            sides if guidance > 1 else sides[1:],
+            to_nchw(noise),
+            steps=steps,
+            guidance=guidance,
+            start=encoded if start == "lr" else None,
+            image_size=padded.shape[:2],
+            tile=tile,
+            overlap=overlap,
+        )
+        decoded = models.vae.decode(latents / scaling).sample[:, :, :height, :width]
+    return {"features": features, "encoded": encoded, "latents": latents, "decoded": decoded}
+
+
+def adain(decoded: torch.Tensor, reference: np.ndarray) -> np.ndarray:
+    """The published colour fix on eight-bit pictures, in [0, 1], rounded back to eight bits."""
+    ours = (decoded[0] / 2 + 0.5).clamp(0, 1).mul(255).round() / 255
+    theirs = torch.from_numpy(reference.astype(np.float32) / 255).permute(2, 0, 1)
+
+    def statistics(x):
+        flat = x.reshape(3, -1)
+        return flat.mean(1)[:, None, None], (flat.var(1) + 1e-5).sqrt()[:, None, None]
+
+    (mean, deviation), (target_mean, target_deviation) = statistics(ours), statistics(theirs)
+    fixed = (ours - mean) / deviation * target_deviation + target_mean
+    return fixed.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()

@@ -11,16 +11,21 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the default of every flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line (no usage in front), and whose flags cannot be abbreviated."""
 
     def __init__(self, description: str):
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        """Print `error: message` and exit with code 2."""
+        """Print `error: message` and leave with SystemExit(2)."""
         self.exit(BAD_INPUT, f"error: {_one_line(message)} (see --help)\n")
 
 

@@ -1,0 +1,165 @@
+"""The training data's speed and memory: pairs a second, each stage's share, growth with workers, growth over time.
+
+    python benchmarks/data_throughput.py                         # 512 crops from 2-megapixel JPEGs, no workers
+    python benchmarks/data_throughput.py --workers 1 2 4 8
+    python benchmarks/data_throughput.py --memory 50000          # resident memory over 50,000 small batches
+
+Photographs are scikit-image's, enlarged, with noise for the detail that enlarging lacks. OpenCV runs on one thread, so
+that pairs a second without workers are those of one core.
+"""
+
+import argparse
+import cProfile
+import itertools
+import multiprocessing
+import os
+import pathlib
+import pstats
+import sys
+import tempfile
+import time
+
+import cv2
+import numpy as np
+from PIL import Image
+from skimage import data as photographs
+
+from faithdiff_jax.data.loader import Loader, LoaderConfig
+from faithdiff_jax.data.mixture import SourceConfig
+from faithdiff_jax.text import Tokenizers
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
+from tiny import write_tokenizer
+
+NAMES = ("astronaut", "chelsea", "coffee", "rocket")
+CAPTION = (
+    "The image features a small cat with green eyes, which sits on a wooden table next to a cup of coffee. It rests."
+)
+# What a profile calls a stage's outermost function: (file, function). Reading and tokenising include their calls.
+STAGES = {
+    "read": (("sources.py", "__getitem__"),),
+    "decode": (("decode.py", "decode"),),
+    "crop": (("examples.py", "_crop_photo"),),
+    "degrade": (("degradation.py", "degrade"),),
+    "resize back up": (("Image.py", "resize"),),
+    "tokenise": (("text.py", "__call__"),),
+    "to float": (("image.py", "to_float"),),
+}
+
+
+def write_photographs(folder: pathlib.Path, count: int, quality: int) -> None:
+    """JPEGs of 1632 x 1224 pixels, each with a caption."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number, name in zip(range(count), itertools.cycle(NAMES)):
+        large = Image.fromarray(getattr(photographs, name)()).resize((1632, 1224), Image.Resampling.BICUBIC)
+        noisy = np.asarray(large) + rng.normal(0, 4, (1224, 1632, 1))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03}.jpg", quality=quality)
+        (folder / f"{number:03}.txt").write_text(CAPTION)
+
+
+def write_small_pairs(folder: pathlib.Path, count: int) -> None:
+    """Pairs that cost next to nothing, in the published layout."""
+    for name, size in (("HR_crops", 16), ("LR_crops", 4)):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(np.full((size, size, 3), number, np.uint8)).save(folder / name / f"{number:03}.png")
+
+
+def stage_shares(loader: Loader, batches: int) -> None:
+    """Milliseconds a pair of each stage, from a profile of this process."""
+    steps = iter(loader)
+    next(steps)
+    profile = cProfile.Profile()
+    profile.enable()
+    for _ in range(batches):
+        next(steps)
+    profile.disable()
+    stats = pstats.Stats(profile)
+    pairs, left = batches * loader.config.batch, stats.total_tt
+    print(f"{'stage':16}{'ms a pair':>10}{'share':>8}")
+    rows = {stage: stage_seconds(stats, functions) for stage, functions in STAGES.items()}
+    for stage, seconds in (*rows.items(), ("everything else", left - sum(rows.values()))):
+        print(f"{stage:16}{1e3 * seconds / pairs:10.2f}{seconds / left:8.1%}")
+
+
+def stage_seconds(stats: pstats.Stats, functions) -> float:
+    return sum(
+        entry[3]
+        for (file, _, function), entry in stats.stats.items()
+        if (os.path.basename(file), function) in functions
+    )
+
+
+def pairs_a_second(loader: Loader, batches: int) -> float:
+    """The rate after each worker has given two batches: starting one takes seconds."""
+    with iter(loader) as steps:
+        for _ in range(2 * max(1, loader.config.workers)):
+            next(steps)
+        begin = time.perf_counter()
+        for _ in range(batches):
+            next(steps)
+        return batches * loader.config.batch / (time.perf_counter() - begin)
+
+
+def resident_bytes() -> list[int]:
+    """Resident memory of this process and of each worker, the shared memory included."""
+    processes = [os.getpid(), *sorted(child.pid for child in multiprocessing.active_children())]
+    pages = [int(pathlib.Path(f"/proc/{number}/statm").read_text().split()[1]) for number in processes]
+    return [count * os.sysconf("SC_PAGE_SIZE") for count in pages]
+
+
+def memory_growth(loader: Loader, batches: int) -> None:
+    """Memory at ten moments of a long run."""
+    with iter(loader) as steps:
+        begin = time.perf_counter()
+        for number in range(1, batches + 1):
+            next(steps)
+            if number % max(1, batches // 10) == 0:
+                sizes = ", ".join(f"{size / 2**20:.1f}" for size in resident_bytes())
+                shared = os.statvfs("/dev/shm")
+                used = (shared.f_blocks - shared.f_bfree) * shared.f_frsize / 2**20
+                took = time.perf_counter() - begin
+                print(f"{number:7,} batches {took:6.0f} s  MiB, main then workers: {sizes}; /dev/shm {used:.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0])
+    parser.add_argument("--pairs", type=int, default=96, help="pairs of each measurement")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--crop", type=int, default=512)
+    parser.add_argument("--quality", type=int, default=90, help="of the JPEG photographs")
+    parser.add_argument(
+        "--tokenizers", type=pathlib.Path, nargs="+", help="folders; two small made-up ones if not given"
+    )
+    parser.add_argument("--memory", type=int, metavar="BATCHES", help="measure memory instead of speed")
+    flags = parser.parse_args()
+    cv2.setNumThreads(0)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        root = pathlib.Path(temporary)
+        folders = flags.tokenizers or [write_tokenizer(root / "1"), write_tokenizer(root / "2", pad_token="!")]
+        tokenize = Tokenizers.load(folders)
+        if flags.memory:
+            write_small_pairs(root / "pairs", 100)
+            source = SourceConfig(pairs=str(root / "pairs"))
+            for workers in flags.workers:
+                print(f"{workers} workers")
+                settings = LoaderConfig(sources=(source,), batch=2, crop=16, workers=workers)
+                memory_growth(Loader(settings, tokenize), flags.memory)
+            return
+
+        write_photographs(root / "photographs", 24, flags.quality)
+        source = SourceConfig(photos=str(root / "photographs"))
+        batches = -(-flags.pairs // flags.batch)
+        for workers in flags.workers:
+            settings = LoaderConfig(sources=(source,), batch=flags.batch, crop=flags.crop, workers=workers)
+            rate = pairs_a_second(Loader(settings, tokenize), batches)
+            print(f"{workers} workers: {rate:.1f} pairs a second, {rate / max(1, workers):.1f} a worker", flush=True)
+        settings = LoaderConfig(sources=(source,), batch=flags.batch, crop=flags.crop)
+        stage_shares(Loader(settings, tokenize), batches)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Restore photographs: `python infer.py --help`. Installed, the same command is `faithdiff-infer`."""
+
+from faithdiff_jax.cli.infer import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,25 @@
+"""One tiny published model, converted and loaded once for all tests of a run."""
+
+import functools
+import pathlib
+import tempfile
+
+from published import PublishedModels, write_published
+
+from faithdiff_jax.pipeline import FaithDiff
+from faithdiff_jax.weights.convert import convert
+
+
+@functools.cache
+def published_and_converted(*, sd21: bool = False) -> tuple[PublishedModels, pathlib.Path]:
+    """The torch modules, and the model directory that the converter made of their files."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="faithdiff-test-"))
+    models = write_published(folder, sd21=sd21)
+    convert(sdxl=str(models.sdxl), vae=str(models.vae_folder), faithdiff=str(models.faithdiff), output=folder / "model")
+    return models, folder / "model"
+
+
+@functools.cache
+def loaded(*, sd21: bool = False, vae_tile: int = 1024) -> FaithDiff:
+    """The converted model, loaded."""
+    return FaithDiff.load(published_and_converted(sd21=sd21)[1], vae_tile=vae_tile)

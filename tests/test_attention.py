@@ -1,0 +1,90 @@
+"""The choice of kernel, and every implementation that runs here against the definition in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity import assert_parity
+from port import normal
+
+from faithdiff_jax.models import attention as module
+from faithdiff_jax.models.attention import attention, choose, use_implementation
+
+
+def definition(q, k, v, causal=False):
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
+    if causal:
+        scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+@pytest.mark.parametrize(
+    ("platform", "queries", "keys", "dim", "dtype", "expected"),
+    [
+        ("cuda", 1024, 1024, 64, jnp.bfloat16, "cudnn"),
+        ("cuda", 4096, 77, 64, jnp.float16, "cudnn"),
+        ("cuda", 4096, 4096, 80, jnp.bfloat16, "cudnn"),
+        ("cuda", 4096, 4096, 64, jnp.float32, "xla"),  # cuDNN's kernel takes 16-bit floats
+        ("cuda", 16384, 16384, 512, jnp.bfloat16, "xla"),  # the VAE's head is too wide
+        ("cuda", 64, 64, 4, jnp.bfloat16, "xla"),
+        ("tpu", 4096, 4096, 64, jnp.bfloat16, "splash"),
+        ("tpu", 1024, 1024, 64, jnp.bfloat16, "xla"),  # too short to pay
+        ("tpu", 4096, 77, 64, jnp.bfloat16, "xla"),
+        ("tpu", 4097, 4097, 64, jnp.bfloat16, "xla"),  # not whole blocks
+        ("tpu", 16384, 16384, 512, jnp.bfloat16, "xla"),
+        ("rocm", 4096, 4096, 64, jnp.bfloat16, "xla"),
+        ("cpu", 4096, 4096, 64, jnp.bfloat16, "xla"),
+    ],
+)
+def test_choice(platform, queries, keys, dim, dtype, expected):
+    assert choose(platform, (2, queries, 10, dim), (2, keys, 10, dim), dtype) == expected
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_xla_whole(rng, causal):
+    q, k, v = normal(rng, 2, 9, 3, 8), normal(rng, 2, 9, 3, 8), normal(rng, 2, 9, 3, 8)
+    assert_parity(attention(q, k, v, causal=causal), definition(q, k, v, causal), 1e-6)
+
+
+@pytest.mark.parametrize("queries", [64, 61])
+def test_xla_in_chunks(rng, monkeypatch, queries):
+    q, k, v = normal(rng, 2, queries, 3, 8), normal(rng, 2, 40, 3, 8), normal(rng, 2, 40, 3, 8)
+    monkeypatch.setattr(module, "SCORES_IN_MEMORY", 2 * 3 * 40 * 7)
+    program = jax.jit(lambda q, k, v: module._xla(q, k, v, causal=False))
+    assert_parity(program(q, k, v), definition(q, k, v), 1e-6)
+
+
+def test_vae_sized_attention_never_holds_the_whole_score_matrix():
+    """A 1024x1024 picture has 16,384 latent pixels: their score matrix alone would take 1 GiB."""
+    tokens = jax.ShapeDtypeStruct((1, 16384, 1, 512), jnp.float32)
+    compiled = jax.jit(attention).lower(tokens, tokens, tokens).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**30
+
+
+def test_splash_kernel_in_the_interpreter(rng):
+    q, k, v = (normal(rng, 1, 1024, 2, 40) for _ in range(3))
+    ours = jax.jit(lambda q, k, v: module._splash(q, k, v, interpret=True))(q, k, v)
+    assert_parity(ours, definition(q, k, v), 1e-5)
+
+
+def test_bfloat16_keeps_the_softmax_in_float32(rng):
+    q, k, v = (jnp.asarray(normal(rng, 1, 64, 2, 16), jnp.bfloat16) for _ in range(3))
+    ours = attention(q, k, v)
+    assert ours.dtype == jnp.bfloat16
+    # Two 8-bit-mantissa roundings (of the weights and of the result) are what is left.
+    assert_parity(ours.astype(jnp.float32), definition(q, k, v), 2e-2)
+
+
+def test_forcing_an_implementation(rng, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "_splash", lambda q, k, v: seen.append(q.shape) or q)
+    x = normal(rng, 1, 4, 1, 8)
+    with use_implementation("splash"):
+        attention(x, x, x)
+    attention(x, x, x)
+    assert seen == [x.shape]
+    with pytest.raises(ValueError, match="implementation 'flash': must be one of cudnn, splash, xla"):
+        use_implementation("flash").__enter__()
