@@ -43,7 +43,7 @@ STAGES = {
     "degrade": (("degradation.py", "degrade"),),
     "resize back up": (("Image.py", "resize"),),
     "tokenise": (("text.py", "__call__"),),
-    "to float": (("image.py", "to_float"),),
+    "to float": (("loader.py", "_stack_floats"),),
 }
 
 

@@ -209,6 +209,8 @@ class FaithDiff:
             raise InputError("step_noise is None: sampler 'ddpm' needs (steps, B, h, w, c) standard normal noise")
         if guidance > 1 and negative_context is None:
             raise InputError(f"guidance is {guidance}: above 1 it needs negative_context and negative_pooled")
+        if self.config.unet.pooled_dim is not None and (pooled is None or (guidance > 1 and negative_pooled is None)):
+            raise InputError("pooled or negative_pooled is None: this model's added embedding needs pooled texts")
         _, height, width, _ = noise.shape
         factor = self.config.vae.factor
         size = image_size or (height * factor, width * factor)

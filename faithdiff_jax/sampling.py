@@ -114,11 +114,12 @@ def sample(
     # A last chunk that is not full is filled up with the last tile, so that every chunk is the same program.
     corners = plan.corners + plan.corners[-1:] * (chunks * plan.tile_batch - tiles)
     time_ids = jnp.concatenate([time_ids, jnp.repeat(time_ids[-1:], len(corners) - tiles, axis=0)])
+    places = jnp.asarray(corners, jnp.int32).reshape(chunks, plan.tile_batch, 2)
 
-    def cut(x):  # (B, H, W, C) -> (chunks, tile_batch * B, h, w, C)
+    def cut(x, places):  # (B, H, W, C) -> (tile_batch * B, h, w, C), the tiles of one chunk
         if len(corners) == 1:
-            return x[None]
-        return gather_tiles(x, corners, *plan.tile).reshape(chunks, plan.tile_batch * batch, *plan.tile, x.shape[-1])
+            return x
+        return gather_tiles(x, places, *plan.tile).reshape(-1, *plan.tile, x.shape[-1])
 
     def join(x):  # the way back, overlaps averaged
         if len(corners) == 1:
@@ -126,7 +127,8 @@ def sample(
         x = x.reshape(len(corners), batch, *plan.tile, channels)[:tiles]
         return blend_tiles(x, plan.corners, jnp.asarray(gaussian_weights(*plan.tile)), height, width)
 
-    conditions = jax.lax.map(lambda part: denoiser.alignment.embed(constrain(part)), cut(features))
+    # Chunk by chunk, so that the LQ features never lie there a second time in overlapping tiles.
+    conditions = jax.lax.map(lambda here: denoiser.alignment.embed(constrain(cut(features, here))), places)
     # Contexts of one length go through the UNet as one batch, the unconditional half first.
     sides = [text] if negative is None else [negative, text]
     same_length = len({side.context.shape[1] for side in sides}) == 1
@@ -135,7 +137,8 @@ def sample(
 
     def predict_noise(x, time_embedding):
         def chunk(operands):
-            latents, condition, added = operands
+            here, condition, added = operands
+            latents = cut(x, here)
             predictions = []
             for (_, keys_values), side_added in zip(prepared, added, strict=True):
                 side_added = side_added.reshape(-1, side_added.shape[-1])
@@ -146,7 +149,7 @@ def sample(
                 predictions += jnp.split(predicted.astype(jnp.float32), len(predicted) // len(latents))
             return predictions[0] if negative is None else samplers.guide(*predictions, guidance, rescale)
 
-        return join(jax.lax.map(chunk, (cut(x), conditions, [added for added, _ in prepared])))
+        return join(jax.lax.map(chunk, (places, conditions, [added for added, _ in prepared])))
 
     embeddings = denoiser.unet.embed_timesteps(jnp.asarray(schedule.timesteps(plan.schedule, plan.steps)))
     if plan.sampler == "ddpm":

@@ -37,18 +37,21 @@ def gaussian_weights(height: int, width: int) -> np.ndarray:
     return np.outer(_gaussian(height, height / 2), _gaussian(width, (width - 1) / 2)).astype(np.float32)
 
 
-def gather_tiles(array: jax.Array, corners: Corners, tile_height: int, tile_width: int) -> jax.Array:
-    """Cut (B, H, W, C) into tiles (T, B, tile_height, tile_width, C); everything but the array is static under jit.
+def gather_tiles(array: jax.Array, corners: Corners | jax.Array, tile_height: int, tile_width: int) -> jax.Array:
+    """Cut (B, H, W, C) into tiles (T, B, tile_height, tile_width, C).
 
-    Raises ValueError if a tile does not lie inside the array.
+    Sizes are static under jit; corners may be a traced (T, 2) array, to cut out a few tiles at a time. Raises
+    ValueError if a tile of static corners does not lie inside the array; traced ones must come from `latent_grid`.
     """
-    _check_inside(corners, (tile_height, tile_width), array.shape[1:3])
+    if isinstance(corners, tuple):
+        _check_inside(corners, (tile_height, tile_width), array.shape[1:3])
+        corners = jnp.asarray(corners, jnp.int32)
     batch, _, _, channels = array.shape
 
     def cut(corner):
         return jax.lax.dynamic_slice(array, (0, corner[0], corner[1], 0), (batch, tile_height, tile_width, channels))
 
-    return jax.lax.map(cut, jnp.asarray(corners, jnp.int32))
+    return jax.lax.map(cut, corners)
 
 
 def blend_tiles(tiles: jax.Array, corners: Corners, weights: jax.Array, height: int, width: int) -> jax.Array:

@@ -8,7 +8,7 @@ from parity import assert_parity
 from port import normal
 
 from faithdiff_jax.models import attention as module
-from faithdiff_jax.models.attention import attention, choose, use_implementation
+from faithdiff_jax.models.attention import attention, choose, trace_for, use_implementation
 
 
 def definition(q, k, v, causal=False):
@@ -87,4 +87,17 @@ def test_forcing_an_implementation(rng, monkeypatch):
     attention(x, x, x)
     assert seen == [x.shape]
     with pytest.raises(ValueError, match="implementation 'flash': must be one of cudnn, splash, xla"):
-        use_implementation("flash").__enter__()
+        use_implementation("flash")
+
+
+def test_tracing_for_another_platform(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "_splash", lambda q, k, v: seen.append(q.shape) or q)
+    long, short = (jax.ShapeDtypeStruct((1, n, 10, 64), jnp.bfloat16) for n in (4096, 77))
+    with trace_for("tpu"):
+        jax.eval_shape(attention, long, long, long)
+        jax.eval_shape(attention, long, short, short)
+    jax.eval_shape(lambda q: attention(q, q, q), long)
+    assert seen == [(1, 4096, 10, 64)]
+    with pytest.raises(ValueError, match="platform 'gpu': must be one of cuda, rocm, tpu, cpu"):
+        trace_for("gpu")

@@ -1,5 +1,7 @@
 """UNet, VAE, LQ encoder, aligner and their assembly against PyTorch, float32, odd and non-square sizes."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,22 @@ def test_sdxl_unet(rng, height, width):
         expected = reference(nchw(latents), torch.from_numpy(timesteps), torch.from_numpy(context), None, None, None,
                              None, added).sample  # fmt: skip
     assert_parity(call(ours, latents, timesteps, context, pooled, time_ids), nhwc(expected))
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_bfloat16_stays_near_float32(rng, dtype):
+    """Parameters and inputs in bfloat16, with the compute type stated and without."""
+    reference = random(unet_sdxl(40))
+    exact = port(lambda: UNet(SDXL, rngs=nnx.Rngs(0)), rules.UNET, reference.state_dict())
+    parameters = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.to_pure_dict(nnx.state(exact)))
+    build = lambda: UNet(SDXL, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=jnp.bfloat16)  # noqa: E731
+    half = nnx.merge(nnx.split(nnx.eval_shape(build))[0], parameters)
+    arrays = normal(rng, 1, 8, 8, 4), np.array([951]), normal(rng, 1, 5, 40), normal(rng, 1, 20), normal(rng, 1, 6)
+    inputs = [jnp.asarray(x, jnp.bfloat16) if x.dtype == np.float32 else x for x in arrays]
+    predicted = call(half, *inputs)
+    assert predicted.dtype == jnp.bfloat16
+    # About 8 bits of mantissa through some forty layers.
+    assert relative_error(predicted.astype(jnp.float32), call(exact, *arrays)) < 0.1
 
 
 def test_sd21_unet(rng):

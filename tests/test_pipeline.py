@@ -194,8 +194,18 @@ def test_several_bad_options_are_named_together():
 
 
 def test_guidance_needs_a_negative_context(rng):
-    with pytest.raises(InputError, match="guidance is 5.0: above 1 it needs negative_context"):
+    with pytest.raises(InputError, match=r"guidance is 5.0: above 1 it needs negative_context"):
         loaded().sample(normal(rng, 1, 4, 4, 32), normal(rng, 1, 5, 40), None, None, None, normal(rng, 1, 4, 4, 4))
+
+
+def test_pooled_texts_are_needed_where_the_model_has_an_added_embedding(rng):
+    features, context, pooled = normal(rng, 1, 4, 4, 32), normal(rng, 1, 5, 40), normal(rng, 1, 20)
+    noise = normal(rng, 1, 4, 4, 4)
+    for given, negative, guidance in ((None, None, 1.0), (pooled, None, 5.0)):
+        with pytest.raises(InputError, match="pooled or negative_pooled is None"):
+            loaded().sample(features, context, given, context, negative, noise, guidance=guidance)
+    with pytest.raises(ValueError, match="pooled and time_ids are needed"):
+        loaded().predict_noise(noise, np.array([1]), features, context)
 
 
 def test_images_of_odd_sides_are_refused(rng):

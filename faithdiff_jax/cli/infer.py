@@ -49,8 +49,9 @@ def restore_all(arguments: argparse.Namespace) -> int:
 
     faults = []
     with tqdm(todo, unit="picture", disable=len(todo) == 1) as bar:
-        logging.getLogger("faithdiff_jax").addHandler(_BarHandler())
-        logging.getLogger("faithdiff_jax").setLevel(logging.INFO)
+        log = logging.getLogger("faithdiff_jax")
+        log.handlers, log.propagate = [_BarHandler()], False
+        log.setLevel(logging.INFO)
         for source, target in bar:
             try:
                 _restore_one(model, source, target, arguments)

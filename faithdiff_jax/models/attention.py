@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 IMPLEMENTATIONS = ("cudnn", "splash", "xla")
+PLATFORMS = ("cuda", "rocm", "tpu", "cpu")
 
 # A score matrix of more elements than this is never held whole: its queries go through in chunks.
 SCORES_IN_MEMORY = 2**26
@@ -20,7 +21,8 @@ SCORES_IN_MEMORY = 2**26
 SPLASH_TOKENS = 4096
 SPLASH_BLOCK = 512
 
-_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("attention implementation", default=None)
+_implementation: contextvars.ContextVar[str | None] = contextvars.ContextVar("implementation", default=None)
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False) -> jax.Array:
@@ -35,7 +37,9 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False)
     Returns:
         (batch, queries, heads, dim), in q's dtype.
     """
-    implementation = _forced.get() or choose(platform(), q.shape, k.shape, q.dtype, causal=causal)
+    implementation = _implementation.get() or choose(
+        _platform.get() or platform(), q.shape, k.shape, q.dtype, causal=causal
+    )
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
     if implementation == "splash":
@@ -61,7 +65,7 @@ def choose(platform: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], dt
 
 @functools.cache
 def platform() -> str:
-    """ "cuda", "rocm", "tpu" or "cpu": the backend programs are traced for."""
+    """ "cuda", "rocm", "tpu" or "cpu": the backend that programs are traced for."""
     backend = jax.default_backend()
     if backend != "gpu":
         return backend
@@ -69,16 +73,27 @@ def platform() -> str:
     return "rocm" if "rocm" in version else "cuda"
 
 
-@contextlib.contextmanager
-def use_implementation(name: str | None) -> Iterator[None]:
-    """Force one implementation for everything traced inside (None: choose again), to compare or to cross-compile."""
-    if name is not None and name not in IMPLEMENTATIONS:
+def use_implementation(name: str) -> contextlib.AbstractContextManager[None]:
+    """Force one implementation for everything traced inside, to compare or to debug."""
+    if name not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {name!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
-    token = _forced.set(name)
+    return _set(_implementation, name)
+
+
+def trace_for(name: str) -> contextlib.AbstractContextManager[None]:
+    """Choose as on another platform for everything traced inside, to compile for machines that are not there."""
+    if name not in PLATFORMS:
+        raise ValueError(f"platform {name!r}: must be one of {', '.join(PLATFORMS)}")
+    return _set(_platform, name)
+
+
+@contextlib.contextmanager
+def _set(variable: contextvars.ContextVar[str | None], value: str) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _forced.reset(token)
+        variable.reset(token)
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:

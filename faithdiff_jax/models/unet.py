@@ -247,6 +247,8 @@ class UNet(nnx.Module):
         """(B, pooled_dim), (B, 6) sizes and crop in pixels -> (B, embedding_dim); 0.0 for a UNet without it."""
         if self.add_embedding is None:
             return 0.0
+        if pooled is None or time_ids is None:
+            raise ValueError("pooled and time_ids are needed: this UNet has an added embedding")
         ids = sinusoidal_embedding(time_ids, self.config.time_id_dim).reshape(time_ids.shape[0], -1)
         return self.add_embedding(jnp.concatenate([pooled.astype(ids.dtype), ids], axis=-1))
 
@@ -267,6 +269,7 @@ class UNet(nnx.Module):
             (B, h, w, out_channels), the predicted noise.
         """
         texts = iter(text)
+        embedding = embedding.astype(hidden.dtype)
         skips = [hidden]
         for level in self.down_blocks:
             for i, resnet in enumerate(level.resnets):

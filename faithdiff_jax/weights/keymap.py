@@ -102,8 +102,11 @@ class KeyMap:
         ]
         self.entries = []
         for path, shape in shapes.items():
-            matches = [(p.fullmatch(path), name, layout, stacked) for p, name, layout, stacked in compiled]
-            found = [m for m in matches if m[0]]
+            found = [
+                (match, name, layout, stacked)
+                for pattern, name, layout, stacked in compiled
+                if (match := pattern.fullmatch(path))
+            ]
             if len(found) != 1:
                 raise ValueError(f"{len(found)} rules speak for the parameter {path}: must be exactly one")
             match, name, layout, stacked = found[0]

@@ -1,0 +1,41 @@
+# Every target makes the environment it needs in .venv. PYTHON picks the interpreter (3.11 or 3.12).
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# Where pip finds PyTorch's CPU build, if its index is not the default one: make test TORCH="--index-url ..."
+TORCH ?=
+# A converted model directory for make demo, instead of the toy.
+MODEL ?=
+WORKERS ?= 2
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/demo.py --model "$(MODEL)"
+
+test: lint
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
+
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy faithdiff_jax
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+# PyTorch goes first: pip then keeps the build that is there instead of fetching another with CUDA.
+$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install -q $(TORCH) torch==2.13.0
+	$(BIN)/python -m pip install -q -e ".[test]"
+	touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) restored build *.egg-info

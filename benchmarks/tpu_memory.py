@@ -1,0 +1,70 @@
+"""Memory of the denoising program on a TPU, from TPU's own compiler; no TPU is needed, only the package libtpu.
+
+    pip install libtpu   # at the version that jax's extra `tpu` names
+    TPU_SKIP_MDS_QUERY=1 TPU_ACCELERATOR_TYPE=v5litepod-16 TPU_WORKER_HOSTNAMES=localhost \\
+        python benchmarks/tpu_memory.py --image 1024
+
+Compiles for one chip of a v5e: parameters in bfloat16, 20 steps, guidance, one picture in one program.
+"""
+
+import argparse
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from faithdiff_jax import sampling
+from faithdiff_jax.config import FaithDiffConfig
+from faithdiff_jax.models.attention import trace_for
+from faithdiff_jax.models.faithdiff import Denoiser
+from faithdiff_jax.sampling import SamplingPlan, Text
+from faithdiff_jax.tiling import latent_grid
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", type=int, default=1024, help="side of the picture in pixels")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--tile-batch", type=int, default=1)
+    options = parser.parse_args()
+
+    chip = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices[0]
+    config, side = FaithDiffConfig(), options.image // 8
+    dtypes = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
+    build = lambda: Denoiser(config.unet, config.alignment, config.vae, rngs=nnx.Rngs(0), **dtypes)  # noqa: E731
+    graph, params = nnx.split(nnx.eval_shape(build))
+    corners = latent_grid(side, side, 128, 0.5)
+    plan = SamplingPlan(
+        schedule=config.schedule, steps=options.steps, sampler="euler", corners=corners,
+        tile=(min(side, 128),) * 2, tile_batch=min(options.tile_batch, len(corners)),
+    )  # fmt: skip
+
+    def program(params, features, text, negative, noise, start):
+        model = nnx.merge(graph, params)
+        time_ids = np.array([(options.image, options.image, *corner, 1024, 1024) for corner in corners], np.float32)
+        guidance = jnp.float32(5)
+        return sampling.sample(model, plan, features, text, negative, noise, start, None, time_ids, guidance, None)
+
+    def on_chip(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(chip))
+
+    params = jax.tree.map(lambda leaf: on_chip(*leaf.shape, dtype=leaf.dtype), nnx.to_pure_dict(params))
+    text = Text(context=on_chip(1, 77, 2048), pooled=on_chip(1, 1280))
+    latents = on_chip(1, side, side, 4)
+    begin = time.perf_counter()
+    with trace_for("tpu"):
+        features = on_chip(1, side, side, 512)
+        compiled = jax.jit(program).lower(params, features, text, text, latents, latents).compile()
+    memory = compiled.memory_analysis()
+    print(f"{options.image}x{options.image}, {len(corners)} tiles, {options.tile_batch} at a time, one v5e chip")
+    print(f"parameters and inputs {memory.argument_size_in_bytes / 2**30:6.2f} GiB")
+    print(f"temporary             {memory.temp_size_in_bytes / 2**30:6.2f} GiB")
+    print(f"compiled in           {time.perf_counter() - begin:6.0f} s")
+
+
+if __name__ == "__main__":
+    main()

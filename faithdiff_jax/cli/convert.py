@@ -1,0 +1,84 @@
+"""`convert_weights.py`: published weights to a model directory, and back."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from faithdiff_jax.cli.command import Parser, run
+
+DESCRIPTION = """Convert published FaithDiff weights to a model directory (--sdxl, --vae, --faithdiff, --output), or a
+model directory back to the published PyTorch layout (--to-torch, --output)."""
+REPO = "a folder, or a Hugging Face repository id (owner/name)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert; returns the exit code, 2 for bad input. Bad flags leave with SystemExit(2)."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    flags = [name for name in ("sdxl", "vae", "faithdiff", "variant", "seed") if getattr(args, name) is not None]
+    if args.to_torch is not None and flags:
+        parser.error(f"--to-torch takes --output only, not --{flags[0]}")
+    if args.to_torch is None and args.sdxl is None:
+        parser.error("one of --sdxl and --to-torch is needed")
+    return run(lambda: _convert(args))
+
+
+def _parser() -> Parser:
+    parser = Parser(DESCRIPTION)
+    parser.add_argument("--sdxl", metavar="DIR_OR_REPO", help=f"SDXL in diffusers format: {REPO}")
+    parser.add_argument(
+        "--vae", metavar="DIR_OR_REPO", help=f"the VAE, at the root or in vae/: {REPO} (default: the one in --sdxl)"
+    )
+    parser.add_argument(
+        "--faithdiff",
+        metavar="FILE_OR_REPO",
+        help="FaithDiff's weights: a file, owner/name or owner/name/file (default: none; the model is made ready for "
+        "training, with the VAE's encoder as LQ encoder and an initial aligner)",
+    )
+    parser.add_argument(
+        "--variant", metavar="NAME", help="weight files to prefer, such as fp16 (default: full precision)"
+    )
+    parser.add_argument("--seed", type=_seed, help="of the initial aligner, without --faithdiff (default: 0)")
+    parser.add_argument("--to-torch", metavar="MODEL_DIR", type=Path, help="the model directory to convert back")
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        type=Path,
+        required=True,
+        help="the model directory to make, or with --to-torch the .safetensors or .bin file",
+    )
+    return parser
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 0 or more")
+    return int(text)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    # Imported late: --help and a wrong flag need not wait for JAX.
+    from faithdiff_jax.weights.convert import convert
+    from faithdiff_jax.weights.export import to_torch
+
+    if args.to_torch is not None:
+        to_torch(args.to_torch, args.output, _bar)
+    else:
+        convert(
+            sdxl=args.sdxl,
+            vae=args.vae,
+            faithdiff=args.faithdiff,
+            output=args.output,
+            variant=args.variant,
+            seed=args.seed or 0,
+            track=_bar,
+        )
+    print(f"wrote {args.output}")
+
+
+def _bar(items: Iterable[Any], what: str, count: int) -> Iterable[Any]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    return tqdm(items, desc=what, total=count, unit="tensor", disable=None)

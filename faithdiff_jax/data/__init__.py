@@ -1,0 +1,1 @@
+"""Training data: degradation, sources, loader."""

@@ -1,0 +1,268 @@
+"""Published weights -> model directory.
+
+    diffusers folder + VAE folder + FaithDiff.bin -> config, parts -> check -> MODEL_DIR
+
+Tensors go through one by one, and nothing is written before all of them are known to fit.
+"""
+
+import dataclasses
+import math
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from faithdiff_jax._version import __version__
+from faithdiff_jax.config import FaithDiffConfig
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.alignment import AlignmentConfig
+from faithdiff_jax.weights import architecture, checkpoint, locate, rules
+from faithdiff_jax.weights.initial import initial_alignment, lq_encoder_from_vae
+from faithdiff_jax.weights.keymap import KeyMap, Rule, compare
+from faithdiff_jax.weights.sources import TensorSource, open_tensors, with_current_vae_names, with_text_model_names
+from faithdiff_jax.weights.whole import refuse_existing, whole
+
+FAITHDIFF_PARTS: dict[str, list[Rule]] = {
+    "lq_encoder": [rule.under("denoise_encoder.") for rule in rules.LQ_ENCODER],
+    "alignment": rules.ALIGNMENT,
+    "unet": rules.UNET,
+}
+"""The parts of `FaithDiff.bin`, each with its published names."""
+
+FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16))
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
+Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+"""(items, what they are, how many) -> the same items, while progress is shown."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of the model, and where its tensors come from."""
+
+    name: str
+    keymap: KeyMap
+    source: TensorSource
+    origin: str
+    """The file, or what else it is made of, for messages and provenance."""
+    derived: bool = False
+    """Made from another part's source: it fits if that does."""
+
+    def size(self) -> int:
+        """Bytes."""
+        dtypes, shapes = self.source.dtypes(), self.keymap.published_shapes()
+        return sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items())
+
+    def provenance(self) -> dict[str, Any]:
+        """What `config.yaml` says of the part."""
+        dtypes = self.source.dtypes()
+        used = sorted({dtypes[name].name for name in self.keymap.published_shapes()})
+        files = [{"name": file.name, "bytes": file.stat().st_size} for file in self.source.files]
+        return {"origin": self.origin, "dtype": ", ".join(used), "files": files}
+
+
+def untracked(items: Iterable[Any], what: str, count: int) -> Iterable[Any]:
+    """Show nothing."""
+    return items
+
+
+def convert(
+    *,
+    sdxl: str,
+    output: pathlib.Path | str,
+    vae: str | None = None,
+    faithdiff: str | None = None,
+    variant: str | None = None,
+    seed: int = 0,
+    track: Track = untracked,
+) -> None:
+    """Write a model directory from published weights.
+
+    Args:
+        sdxl: a diffusers folder or repository id: text encoders, tokenizers, scheduler and the UNet's architecture.
+        output: the model directory; it must not exist, or be empty.
+        vae: the folder or repository id of the VAE, with its files at the root or under `vae/`; None for `sdxl`'s.
+        faithdiff: file or repository of FaithDiff's own weights; None prepares a model for training, with `sdxl`'s
+            UNet, the VAE's encoder as LQ encoder and an initial aligner.
+        variant: which files to prefer where there are several, such as "fp16"; None for full precision.
+        seed: of the initial aligner.
+        track: shows progress.
+
+    Raises:
+        InputError: anything that is missing, damaged, unsupported or does not fit; every tensor at fault is named.
+    """
+    output = pathlib.Path(output)
+    refuse_existing(output)
+    folder = locate.local_folder(
+        sdxl, lambda names: _sdxl_files(names, variant, with_unet=faithdiff is None, with_vae=vae is None)
+    )
+    vae_folder = folder if vae is None else locate.local_folder(vae, lambda names: _vae_files(names, variant))
+    vae_folder /= _vae_prefix(locate.file_names(vae_folder))
+    encoders = _text_encoders(folder)
+    tokenizers = checkpoint.numbered("tokenizer", len(encoders))
+    _refuse_incomplete(folder, tokenizers)
+
+    files = {"vae": _weights(vae_folder, locate.DIFFUSERS, variant)}
+    files |= {name: _weights(folder / name, locate.TRANSFORMERS, variant) for name in encoders}
+    if faithdiff is None:
+        files["unet"] = _weights(folder / "unet", locate.DIFFUSERS, variant)
+    else:
+        files["faithdiff"] = locate.faithdiff_file(faithdiff, variant)
+    if variant is not None and not any(f".{variant}." in file.name for file in files.values()):
+        raise InputError(f"variant {variant}: none of the weight files found is of it")
+
+    sources = {name: open_tensors(file) for name, file in files.items()}
+    sources = {
+        name: with_text_model_names(source) if name in encoders else with_current_vae_names(source)
+        for name, source in sources.items()
+    }
+    config = _config(folder, vae_folder, encoders, sources.get("faithdiff"))
+    parts = _parts(config, sources, files, seed)
+    _refuse_misfits(parts)
+
+    provenance = {
+        "package": f"faithdiff-jax {__version__}",
+        "sources": {"sdxl": str(sdxl), "vae": vae and str(vae), "faithdiff": faithdiff and str(faithdiff)},
+        "variant": variant,
+        "parts": {part.name: part.provenance() for part in parts},
+    }
+    with whole(output, sum(part.size() for part in parts)) as target:
+        target.mkdir()
+        for part in parts:
+            arrays = track(part.keymap.read(part.source.get), part.name, len(part.keymap.entries))
+            checkpoint.save_part(target, part.name, arrays)
+        for name in tokenizers:
+            shutil.copytree(folder / name, target / name)
+        checkpoint.write_config(target, config, provenance)
+
+
+def _sdxl_files(names: locate.Names, variant: str | None, *, with_unet: bool, with_vae: bool) -> list[str]:
+    """What is needed of an SDXL repository."""
+    encoders = [name for name in TEXT_ENCODERS if f"{name}/config.json" in names]
+    configs = ["scheduler/scheduler_config.json", *(f"{name}/config.json" for name in ("unet", "vae", *encoders))]
+    wanted = [name for name in names if name in configs or name.startswith(("tokenizer/", "tokenizer_2/"))]
+    folders = dict.fromkeys(encoders, locate.TRANSFORMERS)
+    folders |= {"unet": locate.DIFFUSERS} if with_unet else {}
+    folders |= {"vae": locate.DIFFUSERS} if with_vae else {}
+    for folder, stems in folders.items():
+        chosen = locate.choose_weights(names, folder, stems, variant)
+        wanted += locate.with_shards(names, chosen) if chosen else []
+    return wanted
+
+
+def _vae_files(names: locate.Names, variant: str | None) -> list[str]:
+    """What is needed of a VAE's repository."""
+    prefix = _vae_prefix(names)
+    chosen = locate.choose_weights(names, prefix, locate.DIFFUSERS, variant)
+    return [f"{prefix}/config.json".lstrip("/"), *(locate.with_shards(names, chosen) if chosen else [])]
+
+
+def _vae_prefix(names: locate.Names) -> str:
+    return "vae" if "vae/config.json" in names else ""
+
+
+def _text_encoders(folder: pathlib.Path) -> list[str]:
+    return [name for name in TEXT_ENCODERS if name == TEXT_ENCODERS[0] or (folder / name / "config.json").is_file()]
+
+
+def _refuse_incomplete(folder: pathlib.Path, tokenizers: Iterable[str]) -> None:
+    wanted = ["unet/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    for name in tokenizers:
+        whole_files = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+        if not any(all((folder / name / file).is_file() for file in files) for files in whole_files):
+            missing.append(f"{name}/vocab.json with merges.txt (or tokenizer.json)")
+    if missing:
+        raise InputError(f"{folder}: not a diffusers model folder, it has no {', no '.join(missing)}")
+
+
+def _weights(folder: pathlib.Path, stems: tuple[str, str], variant: str | None) -> pathlib.Path:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: has no config.json beside its weights")
+    chosen = locate.choose_weights(locate.file_names(folder), "", stems, variant)
+    if chosen is None:
+        wanted = ", ".join(locate.weight_names(stems, None))
+        raise InputError(f"{folder}: has no weights (looked for {wanted}, and their fp16 variants)")
+    return folder / chosen
+
+
+def _config(
+    folder: pathlib.Path, vae_folder: pathlib.Path, encoders: list[str], faithdiff: TensorSource | None
+) -> FaithDiffConfig:
+    # SDXL conditions on the last layer's input, SD 2.1 with its single encoder on the normalised output.
+    output = "penultimate" if len(encoders) > 1 else "final"
+    unet = architecture.unet_config(folder / "unet" / "config.json")
+    vae = architecture.vae_config(vae_folder / "config.json")
+    alignment = AlignmentConfig() if faithdiff is None else architecture.alignment_config(list(faithdiff.shapes()))
+    text = tuple(architecture.text_encoder_config(folder / name / "config.json", output=output) for name in encoders)
+    schedule = architecture.schedule_config(folder / "scheduler" / "scheduler_config.json")
+    try:
+        return FaithDiffConfig(unet=unet, vae=vae, alignment=alignment, text_encoders=text, schedule=schedule)
+    except ValueError as error:
+        raise InputError(f"{folder}: its parts do not go together: {error}") from None
+
+
+def _parts(
+    config: FaithDiffConfig, sources: dict[str, TensorSource], files: dict[str, pathlib.Path], seed: int
+) -> list[Part]:
+    keymaps = {}
+    for name in checkpoint.part_names(config):
+        part_rules = FAITHDIFF_PARTS.get(name) or (rules.VAE if name == "vae" else rules.TEXT_ENCODER)
+        keymaps[name] = KeyMap(part_rules, checkpoint.part_shapes(config, name))
+
+    def read(name: str, file: str) -> Part:
+        return Part(name, keymaps[name], sources[file], str(files[file]))
+
+    def derive(name: str, source: TensorSource, origin: str) -> Part:
+        return Part(name, keymaps[name], source, origin, derived=True)
+
+    parts = [read(name, name) for name in keymaps if name in sources]
+    if "faithdiff" in sources:
+        return parts + [read(name, "faithdiff") for name in FAITHDIFF_PARTS]
+    aligner = initial_alignment(keymaps["alignment"].published_shapes(), seed)
+    return [
+        *parts,
+        derive("lq_encoder", lq_encoder_from_vae(sources["vae"]), "the VAE's encoder"),
+        derive("alignment", aligner, f"initialised with seed {seed}"),
+    ]
+
+
+def _refuse_misfits(parts: list[Part]) -> None:
+    """One InputError for every tensor of every file that is missing, unknown, mis-shaped or of the wrong dtype."""
+    by_file: dict[str, list[Part]] = {}
+    for part in parts:
+        if not part.derived:
+            by_file.setdefault(part.origin, []).append(part)
+    messages, count = [], 0
+    for file, file_parts in by_file.items():
+        source = file_parts[0].source
+        wanted = {name: shape for part in file_parts for name, shape in part.keymap.published_shapes().items()}
+        faults = compare(wanted, source.shapes()) + _dtype_faults(file_parts, source.dtypes())
+        if faults:
+            count += len(faults)
+            messages.append(f"{file}: {'; '.join(faults)}")
+    if messages:
+        tensors = "1 tensor does" if count == 1 else f"{count} tensors do"
+        raise InputError(f"{tensors} not fit this architecture: {' | '.join(messages)}")
+
+
+def _dtype_faults(parts: list[Part], dtypes: dict[str, np.dtype]) -> list[str]:
+    faults = []
+    for entry in (entry for part in parts for entry in part.keymap.entries):
+        found = {name: dtypes[name] for name in entry.published if name in dtypes}
+        faults += [
+            f"{name} is {dtype.name}, supported are {', '.join(kind.name for kind in FLOATS)}"
+            for name, dtype in found.items()
+            if dtype not in FLOATS
+        ]
+        first = next(iter(found), None)
+        # The layers of a stack become one array.
+        faults += [
+            f"{name} is {dtype.name}, {first} {found[first]}"
+            for name, dtype in found.items()
+            if first is not None and dtype != found[first]
+        ]
+    return faults

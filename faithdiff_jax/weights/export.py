@@ -1,0 +1,89 @@
+"""Model directory -> the published layout, for the PyTorch code."""
+
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import ml_dtypes
+import numpy as np
+
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.weights import checkpoint
+from faithdiff_jax.weights.convert import FAITHDIFF_PARTS, Track, untracked
+from faithdiff_jax.weights.keymap import Entry, KeyMap, compare
+from faithdiff_jax.weights.safetensors_file import write_tensors
+from faithdiff_jax.weights.whole import refuse_existing, whole
+
+Writer = Callable[[pathlib.Path, Mapping[str, checkpoint.Spec], Iterable[tuple[str, np.ndarray]]], None]
+
+
+def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: Track = untracked) -> None:
+    """Write LQ encoder, aligner and UNet as one state dict in the published layout, each tensor in its stored dtype.
+
+    Args:
+        model_dir: a model directory.
+        output: a `.safetensors` file, written tensor by tensor; or with torch installed a `.bin`, whose tensors are
+            in memory all at once. It must not exist.
+        track: shows progress.
+
+    Raises:
+        InputError: not a model directory, a damaged one, or an output that exists or is of another kind.
+    """
+    output = pathlib.Path(output)
+    write = _writer(output)
+    config = checkpoint.read_config(model_dir)
+    refuse_existing(output)
+
+    keymaps: dict[str, KeyMap] = {}
+    dtypes: dict[str, dict[str, np.dtype]] = {}
+    for part, part_rules in FAITHDIFF_PARTS.items():
+        stored = checkpoint.stored(model_dir, part)
+        shapes = checkpoint.part_shapes(config, part)
+        faults = compare(shapes, {path: shape for path, (_, shape) in stored.items()})
+        if faults:
+            raise InputError(f"{model_dir}: params/{part} does not fit {checkpoint.CONFIG}: {'; '.join(faults)}")
+        keymaps[part] = KeyMap(part_rules, shapes)
+        dtypes[part] = {path: dtype for path, (dtype, _) in stored.items()}
+
+    # Wider numbers first: so every tensor is aligned in the file.
+    runs: list[tuple[str, list[Entry]]] = []
+    for size in sorted({dtype.itemsize for part in dtypes.values() for dtype in part.values()}, reverse=True):
+        for part, keymap in keymaps.items():
+            runs.append((part, [entry for entry in keymap.entries if dtypes[part][entry.path].itemsize == size]))
+    specs = {
+        name: (dtypes[part][entry.path], entry.published_shape)
+        for part, entries in runs
+        for entry in entries
+        for name in entry.published
+    }
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        for part, entries in runs:
+            arrays = checkpoint.load_arrays(model_dir, part, [entry.path for entry in entries])
+            for entry, (_, array) in zip(entries, arrays, strict=True):
+                yield from keymaps[part].write(entry, array)
+
+    with whole(output, sum(math.prod(shape) * dtype.itemsize for dtype, shape in specs.values())) as target:
+        write(target, specs, track(tensors(), output.name, len(specs)))
+
+
+def _writer(output: pathlib.Path) -> Writer:
+    if output.suffix == ".safetensors":
+        return write_tensors
+    if output.suffix != ".bin":
+        raise InputError(f"{output}: the file's name must end in .safetensors or .bin")
+    try:
+        import torch
+    except ImportError:
+        raise InputError(f"{output}: a .bin needs PyTorch: pip install 'faithdiff-jax[torch]'") from None
+
+    def write(path: pathlib.Path, specs: Mapping[str, checkpoint.Spec], tensors: Iterable[tuple[str, np.ndarray]]):
+        state = {}
+        for name, array in tensors:
+            if array.dtype == ml_dtypes.bfloat16:  # torch does not know NumPy's
+                state[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+            else:
+                state[name] = torch.from_numpy(array)
+        torch.save(state, path)
+
+    return write
