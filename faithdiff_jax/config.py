@@ -61,7 +61,8 @@ def from_dict(cls: type[Config], data: Mapping[str, Any], source: str) -> Config
     _check_keys(cls, data, source)
     try:
         # YAML writes 1 for 1.0, and lists for tuples.
-        return dacite.from_dict(cls, _tuples(data), dacite.Config(strict=True, type_hooks={float: _number}))
+        complete = _tuples(_over_defaults(cls, data))
+        return dacite.from_dict(cls, complete, dacite.Config(strict=True, type_hooks={float: _number}))
     except (dacite.DaciteError, ValueError, TypeError) as error:
         raise InputError(f"{source}: {error}") from None
 
@@ -125,6 +126,19 @@ def _check_keys(cls: Any, data: Any, source: str, prefix: str = "") -> None:
         inner = [hint for hint in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(hint)]
         if inner:
             _check_keys(inner[0], value, source, f"{prefix}{key}.")
+
+
+def _over_defaults(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Put `data` over the defaults of `cls`: what a nested key leaves out is the field's default, not its class's."""
+    merged = dict(data)
+    for field in dataclasses.fields(cls):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if dataclasses.is_dataclass(default) and isinstance(data.get(field.name), Mapping):
+            given = _over_defaults(type(default), data[field.name])
+            merged[field.name] = {key.name: getattr(default, key.name) for key in dataclasses.fields(default)} | given
+    return merged
 
 
 def _tuples(value: Any) -> Any:

@@ -33,6 +33,8 @@ from faithdiff_jax.weights.keymap import Params
 
 log = logging.getLogger("faithdiff_jax")
 
+Array = jax.Array | np.ndarray
+
 STARTS = ("lr", "noise")
 VAE_TILE = 1024
 """Side in image pixels above which the encoders and the decoder work in tiles, as published."""
@@ -108,16 +110,16 @@ class FaithDiff:
         folders = [path / name for name in checkpoint.numbered("tokenizer", len(config.text_encoders))]
         return cls(config, params, Tokenizers.load(folders), dtype=dtype, mesh=mesh, vae_tile=vae_tile)
 
-    def encode_lq(self, images: jax.Array) -> jax.Array:
+    def encode_lq(self, images: Array) -> Array:
         """LQ features: (B, H, W, 3) in [-1, 1], sides multiples of 8 -> (B, H/8, W/8, 512)."""
         return self._in_tiles(lambda x: self.programs.encode_lq(self.params["lq_encoder"], x), images, encode=True)
 
-    def encode(self, images: jax.Array, noise: jax.Array) -> jax.Array:
+    def encode(self, images: Array, noise: Array) -> jax.Array:
         """VAE sample, scaled: (B, H, W, 3) in [-1, 1] and standard normal (B, H/8, W/8, 4) -> (B, H/8, W/8, 4)."""
         moments = self._in_tiles(lambda x: self.programs.moments(self.params["vae"], x), images, encode=True)
         return self.programs.draw(self.params["vae"], moments, noise)
 
-    def decode(self, latents: jax.Array) -> jax.Array:
+    def decode(self, latents: Array) -> Array:
         """Scaled latents (B, h, w, 4) -> images (B, 8h, 8w, 3), about [-1, 1]."""
         return self._in_tiles(lambda x: self.programs.decode(self.params["vae"], x), latents, encode=False)
 
@@ -134,12 +136,12 @@ class FaithDiff:
 
     def predict_noise(
         self,
-        latents: jax.Array,
-        timesteps: jax.Array,
-        features: jax.Array,
-        context: jax.Array,
-        pooled: jax.Array | None = None,
-        time_ids: jax.Array | None = None,
+        latents: Array,
+        timesteps: Array,
+        features: Array,
+        context: Array,
+        pooled: Array | None = None,
+        time_ids: Array | None = None,
     ) -> jax.Array:
         """One evaluation of UNet and aligner, for samplers of one's own.
 
@@ -160,23 +162,23 @@ class FaithDiff:
 
     def sample(
         self,
-        features: jax.Array,
-        context: jax.Array,
-        pooled: jax.Array | None,
-        negative_context: jax.Array | None,
-        negative_pooled: jax.Array | None,
-        noise: jax.Array,
+        features: Array,
+        context: Array,
+        pooled: Array | None,
+        negative_context: Array | None,
+        negative_pooled: Array | None,
+        noise: Array,
         *,
         steps: int = 20,
         guidance: float = 5.0,
         guidance_rescale: float = 0.0,
         image_size: tuple[int, int] | None = None,
-        start: jax.Array | None = None,
+        start: Array | None = None,
         tile: int = 128,
         overlap: float = 0.5,
         tile_batch: int = 1,
         sampler: str = "euler",
-        step_noise: jax.Array | None = None,
+        step_noise: Array | None = None,
     ) -> jax.Array:
         """The whole denoising loop in one jitted program.
 
@@ -211,6 +213,10 @@ class FaithDiff:
             raise InputError(f"guidance is {guidance}: above 1 it needs negative_context and negative_pooled")
         if self.config.unet.pooled_dim is not None and (pooled is None or (guidance > 1 and negative_pooled is None)):
             raise InputError("pooled or negative_pooled is None: this model's added embedding needs pooled texts")
+        negative = None
+        if guidance > 1:
+            assert negative_context is not None
+            negative = _text(negative_context, negative_pooled)
         _, height, width, _ = noise.shape
         factor = self.config.vae.factor
         size = image_size or (height * factor, width * factor)
@@ -229,8 +235,8 @@ class FaithDiff:
             self._denoiser_params,
             plan,
             features,
-            Text(context=context, pooled=pooled),
-            Text(context=negative_context, pooled=negative_pooled) if guidance > 1 else None,
+            _text(context, pooled),
+            negative,
             noise,
             start,
             step_noise if sampler == "ddpm" else None,
@@ -249,7 +255,7 @@ class FaithDiff:
         guidance: float = 5.0,
         guidance_rescale: float = 0.0,
         seed: int = 42,
-        noise: Mapping[str, jax.Array] | None = None,
+        noise: Mapping[str, Array] | None = None,
         start: str = "lr",
         tile: int = 128,
         overlap: float = 0.5,
@@ -324,7 +330,8 @@ class FaithDiff:
         )
         restored = images_.to_uint8(images_.crop(np.asarray(self.decode(latents)[0]), height, width))
         # As published, colours are fixed on the picture at eight bits, against the upscaled input.
-        fixed = fix_color(images_.to_float(restored)[None], images_.to_float(upscaled)[None], color_fix)
+        ours, theirs = (jnp.asarray(images_.to_float(picture)[None]) for picture in (restored, upscaled))
+        fixed = fix_color(ours, theirs, color_fix)
         return images_.to_uint8(np.asarray(fixed[0]))
 
     @property
@@ -342,7 +349,7 @@ class FaithDiff:
             noise["steps"] = jax.random.normal(jax.random.fold_in(key, 2), (steps, *shape))
         return noise
 
-    def _in_tiles(self, apply: Callable[[jax.Array], jax.Array], array, *, encode: bool) -> jax.Array:
+    def _in_tiles(self, apply: Callable[[Array], Array], array: Array, *, encode: bool) -> Array:
         """Run an encoder or the decoder, over cross-faded tiles on the host if the array is larger than one tile."""
         factor = self.config.vae.factor
         tile, out_tile = (
@@ -362,6 +369,10 @@ class FaithDiff:
         if (program, *shape) not in self._announced:
             self._announced.add((program, *shape))
             log.info("compiling the %s for %s (the first of this size)", program, ", ".join(map(str, shape)))
+
+
+def _text(context: Array, pooled: Array | None) -> Text:
+    return Text(context=jnp.asarray(context), pooled=None if pooled is None else jnp.asarray(pooled))
 
 
 @functools.lru_cache(maxsize=8)

@@ -70,8 +70,10 @@ class Programs:
             return nnx.merge(denoiser, params)(*arrays).astype(jnp.float32)
 
         @functools.partial(jax.jit, static_argnames="plan")
-        def sample(params, plan, *arrays):
-            return sampling.sample(nnx.merge(denoiser, params), plan, *arrays, constrain=constrain)
+        def sample(params, plan, features, text, negative, noise, start, step_noise, time_ids, guidance, rescale):
+            model = nnx.merge(denoiser, params)
+            arrays = (features, text, negative, noise, start, step_noise, time_ids, guidance, rescale)
+            return sampling.sample(model, plan, *arrays, constrain)
 
         self.encode_lq = encode_lq
         self.moments = moments

@@ -147,12 +147,16 @@ def sample(
                     constrain(latents), constrain(embedding), constrain(condition), keys_values, group=batch
                 )
                 predictions += jnp.split(predicted.astype(jnp.float32), len(predicted) // len(latents))
-            return predictions[0] if negative is None else samplers.guide(*predictions, guidance, rescale)
+            if negative is None:
+                return predictions[0]
+            unconditional, conditional = predictions
+            return samplers.guide(unconditional, conditional, guidance, rescale)
 
         return join(jax.lax.map(chunk, (places, conditions, [added for added, _ in prepared])))
 
     embeddings = denoiser.unet.embed_timesteps(jnp.asarray(schedule.timesteps(plan.schedule, plan.steps)))
     if plan.sampler == "ddpm":
+        assert step_noise is not None, "ancestral sampling needs step_noise"
         latents = _start_point(plan.schedule, noise, start)
         return samplers.ddpm(
             predict_noise, latents, samplers.ddpm_alphas(plan.schedule, plan.steps), step_noise, embeddings

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,6 +71,19 @@ def _caption_of(text: str, path: Path) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in caption):
         raise InputError(f'{path}: "caption" is not valid Unicode (an unpaired surrogate)')
     return caption
+
+
+def write_caption(path: Path, caption: str) -> None:
+    """Write a caption file, whole or not at all, and the folders above it; InputError if that cannot be done."""
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"caption": caption}, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Tokenizers:

@@ -36,7 +36,10 @@ def definition(q, k, v, causal=False):
         ("tpu", 4097, 4097, 64, jnp.bfloat16, "xla"),  # not whole blocks
         ("tpu", 16384, 16384, 512, jnp.bfloat16, "xla"),
         ("rocm", 4096, 4096, 64, jnp.bfloat16, "xla"),
-        ("cpu", 4096, 4096, 64, jnp.bfloat16, "xla"),
+        ("cpu", 4096, 4096, 64, jnp.float32, "heads"),
+        ("cpu", 16384, 16384, 512, jnp.float32, "heads"),
+        ("cpu", 4096, 77, 64, jnp.float32, "heads"),
+        ("cpu", 256, 256, 64, jnp.float32, "xla"),
     ],
 )
 def test_choice(platform, queries, keys, dim, dtype, expected):
@@ -55,6 +58,13 @@ def test_xla_in_chunks(rng, monkeypatch, queries):
     monkeypatch.setattr(module, "SCORES_IN_MEMORY", 2 * 3 * 40 * 7)
     program = jax.jit(lambda q, k, v: module._xla(q, k, v, causal=False))
     assert_parity(program(q, k, v), definition(q, k, v), 1e-6)
+
+
+@pytest.mark.parametrize(("queries", "chunk"), [(64, 1024), (61, 16), (64, 16)])
+def test_head_by_head(rng, monkeypatch, queries, chunk):
+    q, k, v = normal(rng, 2, queries, 3, 8), normal(rng, 2, 40, 3, 8), normal(rng, 2, 40, 3, 8)
+    monkeypatch.setattr(module, "HEADS_QUERIES", chunk)
+    assert_parity(jax.jit(module._heads)(10 * q, k, v), definition(10 * q, k, v), 1e-6)
 
 
 def test_vae_sized_attention_never_holds_the_whole_score_matrix():
@@ -86,7 +96,7 @@ def test_forcing_an_implementation(rng, monkeypatch):
         attention(x, x, x)
     attention(x, x, x)
     assert seen == [x.shape]
-    with pytest.raises(ValueError, match="implementation 'flash': must be one of cudnn, splash, xla"):
+    with pytest.raises(ValueError, match="implementation 'flash': must be one of cudnn, splash, heads, xla"):
         use_implementation("flash")
 
 

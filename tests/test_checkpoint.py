@@ -171,7 +171,7 @@ def test_parameters_of_another_architecture(model):
     del other["blocks.1.ln_2.scale"]
     checkpoint.save_part(model, "alignment", other.items())
     with pytest.raises(InputError) as caught:
-        checkpoint.load_params(model, "alignment")
+        checkpoint.load_params(model, "alignment", config=CONFIG)
     for fault in (
         "missing blocks.1.ln_2.scale (32,)",
         "unknown more (1,)",

@@ -6,6 +6,7 @@ import pytest
 
 from faithdiff_jax import config
 from faithdiff_jax.config import FaithDiffConfig, from_dict, load, load_yaml, override, to_dict
+from faithdiff_jax.data.degradation_config import DegradationConfig
 from faithdiff_jax.errors import InputError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -65,6 +66,15 @@ def test_faults_are_named(text, message):
     with pytest.raises(InputError, match=message) as caught:
         from_dict(FaithDiffConfig, override(to_dict(FaithDiffConfig()), [text]), "model.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_nested_key_leaves_out_is_the_default_of_its_field():
+    published = DegradationConfig()
+    read = from_dict(DegradationConfig, {"blur2": {"sigma": [0.2, 2.0]}, "noise1": {"gray_probability": 0.1}}, "x")
+    assert read.blur2.sigma == (0.2, 2.0)
+    assert read.blur2.probability == published.blur2.probability == 0.5
+    assert read.noise1.poisson_scale == published.noise1.poisson_scale
+    assert read.noise2 == published.noise2
 
 
 def test_files_that_are_no_configs(tmp_path):

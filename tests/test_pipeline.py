@@ -13,7 +13,9 @@ from torch_pipeline import upscaled
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.image import to_float
 from faithdiff_jax.pipeline import FaithDiff
+from faithdiff_jax.sampling import SamplingPlan, Text
 from faithdiff_jax.sharding import make_mesh
+from faithdiff_jax.tiling import latent_grid
 
 CAPTION = "the cat sat"
 
@@ -135,6 +137,29 @@ def test_ancestral_sampling_and_wavelet_fix(rng):
     noise = noises(rng, 3, 4)
     with pytest.raises(InputError, match="step_noise is None: sampler 'ddpm' needs"):
         model.restore(image, CAPTION, noise=noise, **options)
+
+
+def test_memory_of_a_large_picture_is_that_of_its_tiles():
+    """Sixteen times the area in tiles needs little more than one tile, and less than whole."""
+    model = loaded()
+
+    def temporary_bytes(side, tile):
+        corners = latent_grid(side, side, tile, 0.5)
+        plan = SamplingPlan(
+            schedule=model.config.schedule, steps=20, sampler="euler", corners=corners, tile=(tile, tile), tile_batch=1
+        )
+        array = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
+        text, latents = Text(context=array(1, 77, 40), pooled=array(1, 20)), array(1, side, side, 4)
+        params = {part: model.params[part] for part in ("unet", "alignment")}
+        features, time_ids = array(1, side, side, 32), array(len(corners), 6)
+        lowered = model.programs.sample.lower(
+            params, plan, features, text, text, latents, latents, None, time_ids, array(), None
+        )
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    one_tile, tiled, whole = temporary_bytes(16, 16), temporary_bytes(64, 16), temporary_bytes(64, 64)
+    assert tiled < 3 * one_tile
+    assert tiled < whole / 3
 
 
 def test_predict_noise_is_one_evaluation(rng):

@@ -4,10 +4,7 @@ python -m faithdiff_jax.data.make_pairs --input photographs --output pairs --lev
 """
 
 import argparse
-import json
-import os
 import sys
-import uuid
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +17,7 @@ from faithdiff_jax.cli.command import Parser, run
 from faithdiff_jax.data.degradation import LEVELS, PUBLISHED, DegradationConfig, degrade
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.image import list_images, load_image, save_image
-from faithdiff_jax.text import find_caption, read_caption
+from faithdiff_jax.text import find_caption, read_caption, write_caption
 
 SOME_FILES_BAD = 1
 
@@ -132,23 +129,10 @@ def _make_pair(
         raise InputError(f"{path}: {error}") from error
     caption_file = find_caption(path, captions or path.parent)
     if caption_file is not None:
-        text = json.dumps({"caption": read_caption(caption_file)}, ensure_ascii=False)
-        _write_whole(output / "Caption" / f"{path.stem}.json", text + "\n")
+        write_caption(output / "Caption" / f"{path.stem}.json", read_caption(caption_file))
     low = degrade(high, image_generator(seed, path.name), config)
     save_image(output / "HR" / f"{path.stem}.png", high)
     save_image(output / "LR" / f"{path.stem}.png", low)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class PhotoFolder:
         self.folder = _existing(folder)
         if _first_folder(self.folder, HQ_FOLDERS) and _lq_folders(self.folder):
             raise InputError(f"{folder}: holds HQ and LQ pictures, use it as pairs; its photographs are in a subfolder")
-        self._files = _pictures(self.folder)
+        self._files = list_pictures(self.folder)
         self._captions = _Captions(self.folder, self._files, captions, self.folder)
         self.summary = f"{folder}: {len(self._files):,} photographs, {self._captions.summary}"
 
@@ -96,7 +96,7 @@ class PairFolder:
         if not hq_folder or not lq_folders:
             raise InputError(f"{folder}: pairs need {' or '.join(HQ_FOLDERS)}, and {' or '.join(LQ_FOLDERS)}")
         self._hq_folder, self._lq_folders = hq_folder, lq_folders
-        self._hq = _pictures(hq_folder)
+        self._hq = list_pictures(hq_folder)
         self._lq = [_partners(hq_folder, self._hq, lq_folder) for lq_folder in lq_folders]
         _stop_for_any(map(self._size_fault, range(len(self._hq))), folder, "pairs do not fit")
         usual = _first_folder(root, [CAPTION_FOLDER]) or hq_folder
@@ -188,7 +188,7 @@ def _lq_folders(root: str) -> list[str]:
     return [path for entry in numbered if os.path.isdir(path := os.path.join(root, entry))]
 
 
-def _pictures(folder: str) -> list[str]:
+def list_pictures(folder: str) -> list[str]:
     """List the pictures under a folder: sorted relative paths with "/"; hidden files and folders are left out."""
 
     def refuse(error: OSError) -> None:
@@ -214,7 +214,7 @@ def _pictures(folder: str) -> list[str]:
 
 def _partners(hq_folder: str, hq: Sequence[str], lq_folder: str) -> list[str]:
     """Give the LQ pictures in the order of the HQ pictures."""
-    ours, theirs = _by_stem(hq_folder, hq), _by_stem(lq_folder, _pictures(lq_folder))
+    ours, theirs = _by_stem(hq_folder, hq), _by_stem(lq_folder, list_pictures(lq_folder))
     for here, there, there_folder in ((ours, theirs, lq_folder), (theirs, ours, hq_folder)):
         alone = sorted(here[stem] for stem in here.keys() - there.keys())
         if alone:

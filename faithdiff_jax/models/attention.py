@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-IMPLEMENTATIONS = ("cudnn", "splash", "xla")
+IMPLEMENTATIONS = ("cudnn", "splash", "heads", "xla")
 PLATFORMS = ("cuda", "rocm", "tpu", "cpu")
 
 # A score matrix of more elements than this is never held whole: its queries go through in chunks.
@@ -20,6 +20,9 @@ SCORES_IN_MEMORY = 2**26
 # Below this many tokens XLA's own attention is as fast on TPU as a flash kernel (MaxDiffusion draws the same line).
 SPLASH_TOKENS = 4096
 SPLASH_BLOCK = 512
+# On CPU: from this many scores a head, and with this many queries at a time, going head by head pays.
+HEADS_SCORES = 2**18
+HEADS_QUERIES = 1024
 
 _implementation: contextvars.ContextVar[str | None] = contextvars.ContextVar("implementation", default=None)
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
@@ -44,14 +47,16 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False)
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
     if implementation == "splash":
         return _splash(q, k, v)
+    if implementation == "heads":
+        return _heads(q, k, v)
     return _xla(q, k, v, causal)
 
 
 def choose(platform: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype, *, causal: bool = False) -> str:
-    """Name the implementation for these operands: "cudnn", "splash" or "xla".
+    """Name the implementation for these operands: one of `IMPLEMENTATIONS`.
 
     cuDNN takes 16-bit floats and head sizes up to 128 in steps of 8; the TPU kernel pays from 4,096 tokens up and
-    wants whole blocks; everything else is XLA's.
+    wants whole blocks; a CPU is fastest with one head's scores in its cache; everything else is XLA's.
     """
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     queries, keys, dim = q_shape[1], k_shape[1], q_shape[-1]
@@ -60,6 +65,8 @@ def choose(platform: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], dt
     whole_blocks = queries % SPLASH_BLOCK == 0 and keys % SPLASH_BLOCK == 0
     if platform == "tpu" and not causal and dim <= 128 and min(queries, keys) >= SPLASH_TOKENS and whole_blocks:
         return "splash"
+    if platform == "cpu" and not causal and queries * keys >= HEADS_SCORES:
+        return "heads"
     return "xla"
 
 
@@ -98,16 +105,40 @@ def _set(variable: contextvars.ContextVar[str | None], value: str) -> Iterator[N
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
     """Plain attention; when the score matrix would be large, a loop over query chunks keeps one chunk's scores."""
-    batch, queries, heads, dim = q.shape
-    keys = k.shape[1]
-    chunks = math.ceil(batch * heads * queries * keys / SCORES_IN_MEMORY)
+    batch, queries, heads, _ = q.shape
+    chunks = math.ceil(batch * heads * queries * k.shape[1] / SCORES_IN_MEMORY)
     if chunks == 1 or causal:
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="xla")
-    chunk = math.ceil(queries / chunks)
-    padded = jnp.pad(q, ((0, 0), (0, chunk * chunks - queries), (0, 0), (0, 0)))
-    parts = padded.reshape(batch, chunks, chunk, heads, dim).swapaxes(0, 1)
+    parts = _chunked(q.swapaxes(0, 1), math.ceil(queries / chunks)).swapaxes(1, 2)
     out = jax.lax.map(lambda part: jax.nn.dot_product_attention(part, k, v, implementation="xla"), parts)
-    return out.swapaxes(0, 1).reshape(batch, chunk * chunks, heads, dim)[:, :queries]
+    return out.swapaxes(0, 1).reshape(batch, -1, heads, q.shape[-1])[:, :queries]
+
+
+def _heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """One head, and at most `HEADS_QUERIES` of its queries, after the other."""
+    batch, queries, heads, dim = q.shape
+
+    def by_head(x):  # (batch, tokens, heads, dim) -> (batch * heads, tokens, dim)
+        return x.swapaxes(1, 2).reshape(batch * heads, -1, dim)
+
+    def head(operands):
+        q, k, v = operands
+
+        def some(q):
+            scores = ((q * dim**-0.5) @ k.T).astype(jnp.float32)
+            weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+            return (weights.astype(v.dtype) @ v) / weights.sum(axis=-1, keepdims=True).astype(v.dtype)
+
+        return jax.lax.map(some, _chunked(q, min(HEADS_QUERIES, queries))).reshape(-1, dim)[:queries]
+
+    out = jax.lax.map(head, (by_head(q), by_head(k), by_head(v)))
+    return out.reshape(batch, heads, queries, dim).swapaxes(1, 2)
+
+
+def _chunked(x: jax.Array, chunk: int) -> jax.Array:
+    """(n, ...) -> (ceil(n / chunk), chunk, ...), filled up with zeros."""
+    padded = jnp.pad(x, ((0, -len(x) % chunk), *((0, 0),) * (x.ndim - 1)))
+    return padded.reshape(-1, chunk, *x.shape[1:])
 
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:

@@ -44,6 +44,7 @@ class ResnetBlock(nnx.Module):
         """(B, H, W, in), (B, embedding_dim) -> (B, H, W, out)."""
         hidden = self.conv1(nnx.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
+            assert embedding is not None, "this block needs a time embedding"
             hidden = hidden + self.time_emb_proj(nnx.silu(embedding))[:, None, None, :]
         hidden = self.conv2(nnx.silu(self.norm2(hidden)))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))

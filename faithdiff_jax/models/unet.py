@@ -10,6 +10,7 @@ FaithDiff's aligner sits between `conv_in` and `from_hidden`. Module names follo
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -158,8 +159,8 @@ class SpatialTransformer(nnx.Module):
 
     def project_text(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(B, M, context_dim) -> every block's keys and values, each (depth, B, M, heads, dim / heads)."""
-        graph, layers = nnx.split(self.blocks)
-        return jax.vmap(lambda layer: nnx.merge(graph, layer).attn2.keys_values(context))(layers)
+        graph, layers = nnx.split(self.blocks.attn2)
+        return jax.lax.map(lambda layer: nnx.merge(graph, layer).keys_values(context), layers)
 
     def __call__(self, x: jax.Array, text: tuple[jax.Array, jax.Array]) -> jax.Array:
         """(B, H, W, dim) and the pair from `project_text` -> (B, H, W, dim)."""
@@ -174,7 +175,7 @@ class UNetLevel(nnx.Module):
     def __init__(self, resnets: list, attentions: list, resample: Downsample | Upsample | None):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions)
-        self.resample = resample
+        self.resample: Any = resample
 
 
 class UNet(nnx.Module):
@@ -203,10 +204,11 @@ class UNet(nnx.Module):
 
         self.conv_in = conv3x3(config.in_channels, widths[0], rngs=rngs, **kernel)
         self.time_embedding = EmbeddingMLP(widths[0], emb, rngs=rngs, **kernel)
-        if config.pooled_dim is not None:
-            self.add_embedding = EmbeddingMLP(config.pooled_dim + 6 * config.time_id_dim, emb, rngs=rngs, **kernel)
-        else:
-            self.add_embedding = None
+        self.add_embedding = (
+            EmbeddingMLP(config.pooled_dim + 6 * config.time_id_dim, emb, rngs=rngs, **kernel)
+            if config.pooled_dim is not None
+            else None
+        )
 
         last = len(widths) - 1
         down, skips = [], [widths[0]]
@@ -214,8 +216,8 @@ class UNet(nnx.Module):
             below = widths[max(level - 1, 0)]
             resnets = [resnet(below if i == 0 else width, width) for i in range(config.resnets_per_level)]
             attentions = transformers(level, len(resnets), config.transformer_depth[level])
-            resample = Downsample(width, padding=1, rngs=rngs, **kernel) if level < last else None
-            down.append(UNetLevel(resnets, attentions, resample))
+            downsample = Downsample(width, padding=1, rngs=rngs, **kernel) if level < last else None
+            down.append(UNetLevel(resnets, attentions, downsample))
             skips += [width] * (len(resnets) + (level < last))
         self.down_blocks = nnx.List(down)
 
@@ -232,8 +234,8 @@ class UNet(nnx.Module):
                 resnets.append(resnet(incoming + skips.pop(), widths[level]))
                 incoming = widths[level]
             attentions = transformers(level, len(resnets), config.transformer_depth[level])
-            resample = Upsample(widths[level], rngs=rngs, **kernel) if level > 0 else None
-            up.append(UNetLevel(resnets, attentions, resample))
+            upsample = Upsample(widths[level], rngs=rngs, **kernel) if level > 0 else None
+            up.append(UNetLevel(resnets, attentions, upsample))
         self.up_blocks = nnx.List(up)
 
         self.conv_norm_out = group_norm(widths[0], config.norm_groups, 1e-5, rngs=rngs, **kernel)
@@ -243,10 +245,10 @@ class UNet(nnx.Module):
         """(B,) timesteps in 0..999 -> (B, embedding_dim)."""
         return self.time_embedding(sinusoidal_embedding(timesteps, self.config.channels[0]))
 
-    def embed_added(self, pooled: jax.Array | None, time_ids: jax.Array | None) -> jax.Array | float:
-        """(B, pooled_dim), (B, 6) sizes and crop in pixels -> (B, embedding_dim); 0.0 for a UNet without it."""
+    def embed_added(self, pooled: jax.Array | None, time_ids: jax.Array | None) -> jax.Array:
+        """(B, pooled_dim), (B, 6) sizes and crop in pixels -> (B, embedding_dim); (1, ...) zeros for a UNet without."""
         if self.add_embedding is None:
-            return 0.0
+            return jnp.zeros((1, self.config.embedding_dim))
         if pooled is None or time_ids is None:
             raise ValueError("pooled and time_ids are needed: this UNet has an added embedding")
         ids = sinusoidal_embedding(time_ids, self.config.time_id_dim).reshape(time_ids.shape[0], -1)

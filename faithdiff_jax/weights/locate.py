@@ -133,6 +133,7 @@ def _fetch(repo: str, wanted: Callable[[Names], list[str]]) -> pathlib.Path:
     """Download what `wanted` picks of a repository; without a connection, what is there of an earlier download."""
     import huggingface_hub
 
+    print(f"{repo}: nothing of that name here, asking Hugging Face for a repository")
     # What goes wrong here comes as exceptions of three libraries without a common ancestor.
     with _no_retry_notices():
         try:

@@ -1,0 +1,264 @@
+"""Captions for a folder of pictures, from a vision-language model: one `{"caption": ...}` file a picture.
+
+folder -> `plan` (what is still to do) -> pictures in batches -> `Captioner` -> files, each whole or not at all
+
+The one part of the data that needs PyTorch: the models are those of transformers, at any size.
+"""
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from faithdiff_jax.data.sources import list_pictures
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.image import load_image
+from faithdiff_jax.text import write_caption
+
+MODEL = "llava-hf/llava-1.5-7b-hf"
+PROMPT = "Describe this image and its style in a very detailed manner."
+LLAVA_TEMPLATE = "USER: {image}\n{prompt} ASSISTANT:"
+
+
+class PictureRefused(ValueError):
+    """The model's processor cannot take a picture, for its proportions for instance."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to look at, and the file its caption goes to."""
+
+    picture: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to do in a folder: jobs; how many captions are there already; one line a picture without a job."""
+
+    jobs: list[Job]
+    done: int
+    faults: list[str]
+
+
+def plan(pictures: Path, output: Path, cleaned: Path | None = None) -> Plan:
+    """Find the pictures under a folder, at any depth, and the captions that `output` has no file for yet.
+
+    `output` gets the folders of `pictures`, and `cat.json` for `cat.png`. With `cleaned`, the picture of the same path
+    and name there, with whatever suffix, is looked at instead; where it is missing, the picture gets no job but a
+    fault: captions of two kinds in one folder could not be told apart. Raises InputError if there are no pictures, if
+    two would get the same file, or if `cleaned` has none of them.
+    """
+    targets = _by_stem(pictures)
+    stand_ins = None if cleaned is None else _by_stem(cleaned)
+    jobs, faults, done = [], [], 0
+    for stem, picture in targets.items():
+        target = output / f"{picture.relative_to(pictures).with_suffix('')}.json"
+        if target.exists():
+            done += 1
+        elif stand_ins is None:
+            jobs.append(Job(picture, target))
+        elif stem in stand_ins:
+            jobs.append(Job(stand_ins[stem], target))
+        else:
+            faults.append(f"{picture}: {cleaned} holds no cleaned-up picture of that name")
+    if faults and not jobs and not done:
+        raise InputError(f"{cleaned}: holds a cleaned-up picture for none of those in {pictures}")
+    return Plan(jobs, done, faults)
+
+
+def caption_pictures(captioner: "Captioner", jobs: Sequence[Job], batch: int) -> list[str]:
+    """Caption `batch` pictures at a time, and return one line for each that could not be captioned.
+
+    Raises InputError if a file cannot be written or the memory does not suffice: the other pictures would fare alike.
+    """
+    faults: list[str] = []
+    with tqdm(total=len(jobs), unit="picture", disable=None) as bar:
+        for loaded in _batches(jobs, batch, faults):
+            captions = _caption_each(captioner, [picture for _, picture in loaded])
+            for (job, _), caption in zip(loaded, captions, strict=True):
+                if isinstance(caption, PictureRefused):
+                    faults.append(f"{job.picture}: the model's processor refuses the picture ({_first_line(caption)})")
+                elif not caption:
+                    faults.append(f"{job.picture}: the model said nothing about it")
+                else:
+                    write_caption(job.target, caption)
+            bar.update(len(loaded))
+    return faults
+
+
+def require_torch() -> Any:
+    """Import PyTorch; InputError that names the extra if it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        raise InputError("captioning needs PyTorch: pip install 'faithdiff-jax[caption]'") from None
+    return torch
+
+
+class Captioner:
+    """An image-text-to-text model of transformers with its processor, asked the same question about every picture.
+
+    Decoding is greedy, so that a picture gets the same caption every time. In half precision, pictures that share a
+    batch can change one another's rounding, and with it a word where two are almost equally likely.
+    """
+
+    def __init__(self, model: Any, processor: Any, prompt: str = PROMPT, max_tokens: int = 200):
+        self._model, self._processor = model, processor
+        self._prompt = _fill_template(processor, prompt)
+        tokenizer = processor.tokenizer
+        # Prompts can differ in length, as large pictures become more tokens; what is generated must follow directly.
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        # Some templates begin with the token that the tokenizer would put in front a second time.
+        self._adds_start = not (tokenizer.bos_token and self._prompt.startswith(tokenizer.bos_token))
+        self._decoding = _greedy(model.generation_config, tokenizer, max_tokens)
+
+    @classmethod
+    def load(
+        cls,
+        name: str = MODEL,
+        *,
+        prompt: str = PROMPT,
+        max_tokens: int = 200,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> "Captioner":
+        """Load a model from a local folder, or by its Hugging Face name.
+
+        `device` "auto" is a GPU where PyTorch sees one; `dtype` "auto" is the one the weights are stored in on a GPU,
+        and float32 elsewhere. Raises InputError without PyTorch, without the device, and for a model that cannot be
+        found or loaded, is of another kind, or whose weights are not complete.
+        """
+        torch = require_torch()
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device cuda: PyTorch sees no GPU here, use cpu")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype == "auto" and device == "cpu":
+            dtype = "float32"
+        model, processor = _load(name, dtype if dtype == "auto" else getattr(torch, dtype))
+        return cls(model.to(device).eval(), processor, prompt, max_tokens)
+
+    def __call__(self, pictures: Sequence[np.ndarray]) -> list[str]:
+        """Caption pictures, each (H, W, 3) uint8 of any size, as one batch; without white space around the text.
+
+        Raises PictureRefused if the processor cannot take one of them, InputError if memory does not suffice.
+        """
+        torch = require_torch()
+        try:
+            inputs = self._processor(
+                # A list for each prompt: processors that allow for several pictures in one insist on it.
+                images=[[Image.fromarray(picture)] for picture in pictures],
+                text=[self._prompt] * len(pictures),
+                return_tensors="pt",
+                padding=True,
+                add_special_tokens=self._adds_start,
+            )
+        except ValueError as error:
+            raise PictureRefused(str(error)) from error
+        inputs = inputs.to(self._model.device, dtype=self._model.dtype)
+        try:
+            with torch.inference_mode():
+                tokens = self._model.generate(**inputs, generation_config=self._decoding)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"out of memory with {len(pictures)} pictures, use a smaller --batch or --dtype"
+            ) from error
+        if not self._model.config.is_encoder_decoder:
+            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """Pictures under a folder by their path without suffix; case does not count, as in some file systems."""
+    found: dict[str, Path] = {}
+    for name in list_pictures(os.fspath(folder)):
+        path = folder / name
+        other = found.setdefault(name.rpartition(".")[0].casefold(), path)
+        if other != path:
+            raise InputError(f"{other} and {path}: would be the same caption file, rename one")
+    return found
+
+
+def _batches(jobs: Sequence[Job], size: int, faults: list[str]) -> Iterator[list[tuple[Job, np.ndarray]]]:
+    """Load pictures into full batches; those that cannot be read are noted in `faults`."""
+    loaded = []
+    for job in jobs:
+        try:
+            loaded.append((job, load_image(job.picture).rgb))
+        except InputError as error:
+            faults.append(str(error))
+        if len(loaded) == size:
+            yield loaded
+            loaded = []
+    if loaded:
+        yield loaded
+
+
+def _caption_each(captioner: Captioner, pictures: list[np.ndarray]) -> list[str | PictureRefused]:
+    """Caption a batch; if the processor refuses it, one by one, so that only those at fault go without."""
+    try:
+        return list(captioner(pictures))
+    except PictureRefused as refusal:
+        if len(pictures) == 1:
+            return [refusal]
+        return [outcome for picture in pictures for outcome in _caption_each(captioner, [picture])]
+
+
+def _fill_template(processor: Any, prompt: str) -> str:
+    """Put the prompt and the picture's place into the processor's chat template, or else into LLaVA-1.5's."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    image = getattr(processor, "image_token", "<image>")
+    if image not in processor.tokenizer.get_vocab():
+        raise InputError(
+            f"the model has no chat template, and no token {image} that LLaVA's template could use instead"
+        )
+    return LLAVA_TEMPLATE.format(image=image, prompt=prompt)
+
+
+def _greedy(published: Any, tokenizer: Any, max_tokens: int) -> Any:
+    """The model's own settings for generating text (end tokens, penalties), made greedy."""
+    settings = copy.deepcopy(published)
+    settings.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
+    settings.update(max_new_tokens=max_tokens, max_length=None)
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id
+    return settings
+
+
+def _load(name: str, dtype: Any) -> tuple[Any, Any]:
+    """Load model and processor; whatever goes wrong becomes one line."""
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+
+    if not Path(name).is_dir() and (Path(name).exists() or name.count("/") != 1):
+        raise InputError(f"{name}: no such folder (and a Hugging Face name is owner/name)")
+    # The errors are those of four libraries, down to bare Exception for a file that cannot be parsed.
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+        # Left to choose, the library resizes with torchvision where it is installed, and captions would depend on that.
+        processor.image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    except Exception as error:
+        raise InputError(f"{name}: the model cannot be loaded ({_first_line(error)})") from error
+    if not hasattr(processor, "tokenizer"):
+        raise InputError(f"{name}: has no processor for pictures and text, so it is not an image-text-to-text model")
+    model, report = loaded
+    # Left to itself, the library gives such tensors random values and goes on.
+    absent = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
+    if absent:
+        raise InputError(f"{name}: {len(absent)} tensors are missing or of another shape, the first is {absent[0]}")
+    return model, processor
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()

@@ -1,0 +1,308 @@
+"""A contact sheet of HQ/LQ pairs with what was drawn for each, to see what a degradation does before training with it.
+
+python -m faithdiff_jax.data.preview --input photographs --output sheet.png --level III --seed 0
+"""
+
+import argparse
+import math
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from faithdiff_jax.cli.command import Parser, run
+from faithdiff_jax.data.decode import decode
+from faithdiff_jax.data.degradation import (
+    LEVELS,
+    PUBLISHED,
+    Blur,
+    DegradationConfig,
+    DegradationParameters,
+    Noise,
+    Resize,
+    Sinc,
+    apply,
+    draw,
+    stages,
+)
+from faithdiff_jax.data.examples import UPSCALING
+from faithdiff_jax.data.make_pairs import crop_middle
+from faithdiff_jax.data.sources import PhotoFolder
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.image import output_format, save_image
+from faithdiff_jax.text import trim_caption
+
+SOME_FILES_BAD = 1
+MAX_COUNT = 500
+SHEET_WIDTH = 1700  # pixels that a row of pairs may take, if more than one is in it
+TEXT_SIZE = 14
+LINE = 19  # pixels from one line of text to the next
+MARGIN, GAP = 24, 6
+SMALLEST_SIDE = 224  # of a picture on the sheet, so that text fits under it
+MAX_CAPTION_LINES = 3
+PAPER, INK, FAINT, BLUE = (248, 247, 244), (34, 34, 34), (110, 108, 102), (26, 74, 128)
+LEGEND = (
+    "blur: kernel size, s sigma, b exponent, w sinc cut-off (radians)",
+    "resize: x/4 is relative to the LQ size",
+    "noise: gaussian sigma of 255, poisson scale",
+)
+Text = tuple[str, tuple[int, int, int]]
+"""A line and its colour."""
+
+
+class Pair(NamedTuple):
+    """One cell of the sheet: both pictures (crop, crop, 3) uint8, and the lines around them.
+
+    `title` is the photograph's name, `lq_label` the LQ picture's size and how it was enlarged, `settings` what
+    `describe` says, `caption` the caption as training has it.
+    """
+
+    hq: np.ndarray
+    lq: np.ndarray
+    title: str
+    lq_label: str
+    settings: list[str]
+    caption: str
+
+
+def describe(parameters: DegradationParameters) -> list[str]:
+    """Say what was drawn: a line for each round of the degradation and one for its end, stages in their order.
+
+    A stage that did not happen is left out, and so are a resize to the size there was, and a line without stages.
+    Blur: family, kernel size, s = sigma in pixels (an anisotropic kernel has two, and an angle in degrees), b =
+    exponent; or a sinc, w = cut-off in radians. Resize: the factor as drawn, of the photograph or ("/4") of its LQ
+    size, mode, width x height. Noise: sigma in levels of 255 or Poisson scale, "gray" if the channels share it.
+    """
+    lines: dict[str, list[str]] = {"1st": [], "2nd": [], "end": []}
+    size = parameters.shape
+    for name, _ in stages(parameters):
+        drawn = getattr(parameters, name)
+        if isinstance(drawn, Resize):
+            before, size = size, (drawn.height, drawn.width)
+            if size == before:
+                continue
+        part = "1st" if name.endswith("1") else "2nd" if name in ("blur2", "resize2", "noise2") else "end"
+        lines[part].append(_describe_stage(name, drawn, parameters))
+    return [f"{part}: {' | '.join(texts)}" for part, texts in lines.items() if texts]
+
+
+def sample_pairs(
+    source: PhotoFolder, config: DegradationConfig, *, count: int, crop: int, seed: int
+) -> tuple[list[Pair], list[str]]:
+    """Degrade `count` photographs, drawn without regard to their order, and give the pairs and the bad files met.
+
+    With fewer photographs than `count`, they come again with other draws. The middle `crop` x `crop` is taken; a
+    smaller photograph is continued by its mirror image, as in training. What a pair looks like depends on the seed, its
+    place and the photograph only. Raises InputError if no photograph can be used.
+    """
+    photographs: list[tuple[str, np.ndarray, str]] = []
+    faults = []
+    for index in np.random.default_rng(seed).permutation(len(source)):
+        if len(photographs) == count:
+            break
+        try:
+            record = source[index]
+            image = crop_middle(_mirror_to(decode(record.hq, record.name), crop), config.scale, crop)
+        except InputError as error:
+            faults.append(str(error))
+        else:
+            name = str(Path(record.name).relative_to(source.folder))
+            photographs.append((name, image, trim_caption(record.caption)))
+    if not photographs:
+        raise InputError(f"{source.folder}: none of {len(faults)} photographs can be used; the first: {faults[0]}")
+    pairs = []
+    for place in range(count):
+        name, image, caption = photographs[place % len(photographs)]
+        rng = np.random.default_rng((seed, place))
+        parameters = draw(rng, image.shape, config)
+        lq = apply(image, parameters)
+        enlarge = UPSCALING[rng.integers(len(UPSCALING))]
+        enlarged = np.asarray(Image.fromarray(lq).resize((crop, crop), enlarge))
+        label = f"LQ {lq.shape[1]}x{lq.shape[0]}, enlarged {enlarge.name.lower()}"
+        pairs.append(Pair(image, enlarged, name, label, describe(parameters), caption))
+    return pairs, faults
+
+
+def draw_sheet(pairs: Sequence[Pair], heading: str) -> np.ndarray:
+    """Draw the pairs in rows under a heading: (H, W, 3) uint8. All have the same crop; a small one is magnified."""
+    zoom = math.ceil(SMALLEST_SIDE / len(pairs[0].hq))
+    side = zoom * len(pairs[0].hq)
+    cell_width = 2 * side + GAP
+    columns = max(1, min(len(pairs), (SHEET_WIDTH + MARGIN) // (cell_width + MARGIN)))
+    width = MARGIN + columns * (cell_width + MARGIN)
+    font = _font()
+    head = [(line, INK) for line in _wrap(_plain(heading).split(), " ", "", font, width - 2 * MARGIN)]
+    head += [(line, FAINT) for line in _wrap(LEGEND, "   |   ", "", font, width - 2 * MARGIN)]
+    texts = [_texts(pair, font, cell_width) for pair in pairs]
+    rows = [range(start, min(start + columns, len(pairs))) for start in range(0, len(pairs), columns)]
+    heights = [2 * LINE + side + GAP + LINE * max(len(texts[index]) for index in row) for row in rows]
+
+    top = 2 * MARGIN + LINE * len(head)
+    sheet = Image.new("RGB", (width, top + sum(heights) + MARGIN * len(rows)), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    _write(pen, (MARGIN, MARGIN), head, font)
+    for row, height in zip(rows, heights, strict=True):
+        for column, index in enumerate(row):
+            pair, left = pairs[index], MARGIN + column * (cell_width + MARGIN)
+            _write(pen, (left, top), [(_shorten(_plain(pair.title), font, cell_width), INK)], font)
+            for place, label, image in ((left, "HQ", pair.hq), (left + side + GAP, pair.lq_label, pair.lq)):
+                _write(pen, (place, top + LINE), [(_shorten(label, font, side), FAINT)], font)
+                picture = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
+                sheet.paste(picture, (place, top + 2 * LINE))
+            _write(pen, (left, top + 2 * LINE + side + GAP), texts[index], font)
+        top += height + MARGIN
+    return np.asarray(sheet)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command: 0, 1 if photographs could not be used, 2 for bad input."""
+    parser = Parser("Draw a contact sheet of degraded photographs with their settings and captions.")
+    parser.add_argument("--input", type=Path, metavar="DIR", required=True, help="folder of photographs, at any depth")
+    parser.add_argument("--output", type=Path, metavar="FILE", required=True, help="the sheet, a .png")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--level", choices=["published", *LEVELS], default="published", help="degradation by its name")
+    which.add_argument(
+        "--config", type=Path, metavar="YAML", help="degradation from a file: its keys, or those under `degradation`"
+    )
+    parser.add_argument("--count", type=int, metavar="N", default=12, help=f"of pairs, up to {MAX_COUNT}")
+    parser.add_argument("--crop", type=int, metavar="PIXELS", default=256, help="side of the middle square to show")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
+    parser.add_argument("--captions", type=Path, metavar="DIR", help="captions, if they are not beside the photographs")
+    options = parser.parse_args(arguments)
+    return run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = (
+        {**LEVELS, "published": PUBLISHED}[options.level] if options.config is None else read_config(options.config)
+    )
+    if not 1 <= options.count <= MAX_COUNT:
+        raise InputError(f"--count {options.count}: must be from 1 to {MAX_COUNT}")
+    if options.crop < config.scale or options.crop % config.scale:
+        raise InputError(f"--crop {options.crop}: must be a positive multiple of {config.scale}")
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed}: must be 0 or more")
+    output_format(options.output)
+    source = PhotoFolder(options.input, options.captions)
+    cv2.setNumThreads(0)
+    pairs, faults = sample_pairs(source, config, count=options.count, crop=options.crop, seed=options.seed)
+    heading = (
+        f"degradation {options.config or options.level}, seed {options.seed}, crop {options.crop}; {source.summary}"
+    )
+    save_image(options.output, draw_sheet(pairs, heading))
+    if faults:
+        print(f"{len(faults)} photographs could not be used:", file=sys.stderr)
+        print("\n".join(faults), file=sys.stderr)
+    return SOME_FILES_BAD if faults else 0
+
+
+def read_config(path: Path) -> DegradationConfig:
+    """Read a degradation: a YAML file of its keys, or one that has them under `degradation`, there or in `data`.
+
+    So a training stage's file can be shown; one that says nothing about it gets the published degradation. Raises
+    InputError as `config.load_yaml` and `config.from_dict` do.
+    """
+    # Late, as the configuration of a whole model brings JAX with it.
+    from faithdiff_jax.config import from_dict, load_yaml
+
+    content = load_yaml(path)
+    keys = content
+    for name, default in (("data", content), ("degradation", content if "data" not in content else {})):
+        keys = keys.get(name, default)
+        if not isinstance(keys, dict):
+            raise InputError(f"{path}: {name} is {keys!r}, a mapping of keys to values is needed")
+    return from_dict(DegradationConfig, keys, str(path))
+
+
+def _describe_stage(name: str, drawn: Blur | Sinc | Resize | Noise | int, parameters: DegradationParameters) -> str:
+    match drawn:
+        case Sinc():
+            text = f"sinc {drawn.size} w={drawn.omega:.2f}"
+            return text if name == "final_sinc" else f"blur {text}"
+        case Blur():
+            return _describe_blur(drawn)
+        case Resize():
+            scale = parameters.shape[0] // parameters.final_resize.height
+            factor = {"resize1": f"{drawn.factor:.2f}", "resize2": f"{drawn.factor:.2f}/{scale}"}.get(
+                name, f"1/{scale}"
+            )
+            return f"resize {factor} {drawn.mode} to {drawn.width}x{drawn.height}"
+        case Noise():
+            return f"noise {drawn.kind} {drawn.strength:.2f}{' gray' if drawn.gray else ''}"
+        case _:
+            return f"jpeg {drawn}"
+
+
+def _describe_blur(blur: Blur) -> str:
+    text = f"blur {blur.family.replace('_', ' ')} {blur.size} s={blur.sigma_x:.2f}"
+    if blur.family.endswith("aniso"):
+        text += f"x{blur.sigma_y:.2f} at {math.degrees(blur.theta):.0f} deg"
+    return text if blur.beta is None else f"{text} b={blur.beta:.2f}"
+
+
+def _mirror_to(image: np.ndarray, side: int) -> np.ndarray:
+    """Continue (H, W, 3) to the right and below by its mirror image until each side has at least `side` pixels."""
+    below, right = (max(0, side - length) for length in image.shape[:2])
+    return np.pad(image, ((0, below), (0, right), (0, 0)), mode="reflect") if below or right else image
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(TEXT_SIZE)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def _texts(pair: Pair, font: ImageFont.FreeTypeFont, width: int) -> list[Text]:
+    """The lines under a pair with their colours, none wider than `width`."""
+    settings = [line for text in pair.settings for line in _wrap(text.split(" | "), " | ", "       ", font, width)]
+    caption = list(_wrap(_plain(pair.caption).split(), " ", "", font, width))
+    if len(caption) > MAX_CAPTION_LINES:
+        last = " ".join(caption[MAX_CAPTION_LINES - 1 : MAX_CAPTION_LINES + 1])
+        caption = [*caption[: MAX_CAPTION_LINES - 1], _shorten(last, font, width)]
+    return [(line, INK) for line in settings] + ([(line, BLUE) for line in caption] or [("no caption", FAINT)])
+
+
+def _wrap(pieces: Sequence[str], joint: str, indent: str, font: ImageFont.FreeTypeFont, width: int) -> Iterator[str]:
+    """Join pieces into lines that fit, all but the first with the indent; one that never fits is cut."""
+    line = ""
+    for piece in pieces:
+        longer = f"{line}{joint}{piece}" if line else piece
+        if line and font.getlength(longer) > width:
+            yield _shorten(line, font, width)
+            longer = f"{indent}{piece}"
+        line = longer
+    if line:
+        yield _shorten(line, font, width)
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
+
+
+def _plain(text: str) -> str:
+    """Only what the built-in font has: accents are dropped, other letters beyond ASCII become question marks."""
+    letters = unicodedata.normalize("NFKD", text)
+    return (
+        "".join(letter for letter in letters if not unicodedata.combining(letter)).encode("ascii", "replace").decode()
+    )
+
+
+def _write(
+    pen: ImageDraw.ImageDraw, corner: tuple[int, int], lines: Sequence[Text], font: ImageFont.FreeTypeFont
+) -> None:
+    left, top = corner
+    for number, (line, colour) in enumerate(lines):
+        pen.text((left, top + number * LINE), line, colour, font)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
