@@ -19,7 +19,7 @@ from jax.sharding import SingleDeviceSharding
 
 from faithdiff_jax import sampling
 from faithdiff_jax.config import FaithDiffConfig
-from faithdiff_jax.models.attention import trace_for
+from faithdiff_jax.models.attention import attention, trace_for, use_implementation
 from faithdiff_jax.models.faithdiff import Denoiser
 from faithdiff_jax.sampling import SamplingPlan, Text
 from faithdiff_jax.tiling import latent_grid
@@ -51,6 +51,14 @@ def main() -> None:
 
     def on_chip(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(chip))
+
+    x = on_chip(2, 4096, 10, 64, dtype=jnp.bfloat16)
+    for name in ("splash", "xla"):
+        with use_implementation(name):
+            compiled = jax.jit(lambda q: attention(q, q, q)).lower(x).compile()
+        print(
+            f"attention, 4096 tokens, {name}: {compiled.memory_analysis().temp_size_in_bytes / 2**20:.1f} MiB temporary"
+        )
 
     params = jax.tree.map(lambda leaf: on_chip(*leaf.shape, dtype=leaf.dtype), nnx.to_pure_dict(params))
     text = Text(context=on_chip(1, 77, 2048), pooled=on_chip(1, 1280))

@@ -39,7 +39,8 @@ def definition(q, k, v, causal=False):
         ("cpu", 4096, 4096, 64, jnp.float32, "heads"),
         ("cpu", 16384, 16384, 512, jnp.float32, "heads"),
         ("cpu", 4096, 77, 64, jnp.float32, "heads"),
-        ("cpu", 256, 256, 64, jnp.float32, "xla"),
+        ("cpu", 256, 256, 64, jnp.float32, "heads"),
+        ("cpu", 64, 77, 64, jnp.float32, "xla"),
     ],
 )
 def test_choice(platform, queries, keys, dim, dtype, expected):

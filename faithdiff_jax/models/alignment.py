@@ -72,13 +72,20 @@ class AlignmentBlock(nnx.Module):
 
     def __call__(self, tokens: jax.Array, mixing: str, group: int) -> jax.Array:
         """(B, N, dim) -> (B, N, dim)."""
-        q, k, v = jnp.split(self.in_proj(self.ln_1(tokens)), 3, axis=-1)
-        tokens = tokens + self.out_proj(self._mix(q, k, v, mixing, group))
+        normed = self.ln_1(tokens)
+        mixed = self._values(normed) if mixing == "none" else self._mix(normed, mixing, group)
+        tokens = tokens + self.out_proj(mixed)
         return tokens + self.c_proj(quick_gelu(self.c_fc(self.ln_2(tokens))))
 
-    def _mix(self, q: jax.Array, k: jax.Array, v: jax.Array, mixing: str, group: int) -> jax.Array:
-        if mixing == "none":
-            return v  # the softmax over a single key is one
+    def _values(self, normed: jax.Array) -> jax.Array:
+        """The values alone: over a single key the softmax is one, so queries and keys do not matter."""
+        dim = normed.shape[-1]
+        assert self.in_proj.bias is not None
+        kernel, bias = self.in_proj.kernel[:, 2 * dim :], self.in_proj.bias[2 * dim :]
+        return normed @ kernel.astype(normed.dtype) + bias.astype(normed.dtype)[None, None]
+
+    def _mix(self, normed: jax.Array, mixing: str, group: int) -> jax.Array:
+        q, k, v = jnp.split(self.in_proj(normed), 3, axis=-1)
         batch, positions, dim = q.shape
         if mixing == "spatial":
             shape = (batch, positions, self.heads, dim // self.heads)

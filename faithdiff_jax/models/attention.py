@@ -21,7 +21,7 @@ SCORES_IN_MEMORY = 2**26
 SPLASH_TOKENS = 4096
 SPLASH_BLOCK = 512
 # On CPU: from this many scores a head, and with this many queries at a time, going head by head pays.
-HEADS_SCORES = 2**18
+HEADS_SCORES = 2**16
 HEADS_QUERIES = 1024
 
 _implementation: contextvars.ContextVar[str | None] = contextvars.ContextVar("implementation", default=None)
