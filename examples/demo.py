@@ -4,7 +4,7 @@
     python examples/demo.py --model models/faithdiff  # converted weights: restored photographs
 
 The toy has the published architecture at a small size and random weights, so its pictures show noise in the colours of
-the input. It is there to try an installation and the commands without a download of 14 GB.
+the input. It is there to try an installation and the commands without a download of gigabytes.
 """
 
 import argparse
