@@ -171,8 +171,8 @@ class BatchIterator:
         batch, bad = next(self._batches)
         self._count(bad)
         self._position += self._loader.config.batch
-        # Arrays from a worker are of a class of their own, which gives the shared memory back: a view keeps it alive.
-        return {name: np.asarray(array) for name, array in batch.items()}
+        # Arrays from a worker lie in shared memory, which an array that outlives its iterator would still hold at exit.
+        return {name: array if type(array) is np.ndarray else np.array(array) for name, array in batch.items()}
 
     def __enter__(self) -> "BatchIterator":
         return self
