@@ -4,10 +4,12 @@ files -> captions, outputs still to do -> FaithDiff.restore, one by one -> PNG o
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import pathlib
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 from tqdm import tqdm
@@ -48,10 +50,7 @@ def restore_all(arguments: argparse.Namespace) -> int:
         raise InputError(f"{folder}: cannot be made a folder ({error.strerror})") from None
 
     faults = []
-    with tqdm(todo, unit="picture", disable=len(todo) == 1) as bar:
-        log = logging.getLogger("faithdiff_jax")
-        log.handlers, log.propagate = [_BarHandler()], False
-        log.setLevel(logging.INFO)
+    with _log_above_the_bar(), tqdm(todo, unit="picture", disable=len(todo) == 1) as bar:
         for source, target in bar:
             try:
                 _restore_one(model, source, target, arguments)
@@ -170,6 +169,20 @@ def _load_model(arguments: argparse.Namespace):
         mesh = make_mesh(data=int(data), fsdp=int(fsdp))
     dtype = None if arguments.dtype == "auto" else np.dtype(arguments.dtype)
     return FaithDiff.load(arguments.model, dtype=dtype, mesh=mesh, vae_tile=arguments.vae_tile)
+
+
+@contextlib.contextmanager
+def _log_above_the_bar() -> Iterator[None]:
+    """Show what the package logs, such as when it compiles, while pictures are restored."""
+    log = logging.getLogger("faithdiff_jax")
+    before = log.handlers, log.propagate, log.level
+    log.handlers, log.propagate = [_BarHandler()], False
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.handlers, log.propagate = before[:2]
+        log.setLevel(before[2])
 
 
 class _BarHandler(logging.Handler):
