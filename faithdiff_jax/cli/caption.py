@@ -5,11 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from faithdiff_jax.cli.command import Parser, run
+from faithdiff_jax.cli.command import SOME_FILES_BAD, Parser, run
 from faithdiff_jax.data.captioning import MODEL, PROMPT, Captioner, caption_pictures, plan, require_torch
 from faithdiff_jax.errors import InputError
-
-SOME_FILES_BAD = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from faithdiff_jax.errors import InputError
 
+SOME_FILES_BAD = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 

@@ -13,13 +13,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from faithdiff_jax.cli.command import Parser, run
+from faithdiff_jax.cli.command import SOME_FILES_BAD, Parser, run
 from faithdiff_jax.data.degradation import LEVELS, PUBLISHED, DegradationConfig, degrade
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.image import list_images, load_image, save_image
 from faithdiff_jax.text import find_caption, read_caption, write_caption
-
-SOME_FILES_BAD = 1
 
 
 def make_pairs(

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from faithdiff_jax.cli.command import Parser, run
+from faithdiff_jax.cli.command import SOME_FILES_BAD, Parser, run
 from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.degradation import (
     LEVELS,
@@ -37,7 +37,6 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.image import output_format, save_image
 from faithdiff_jax.text import trim_caption
 
-SOME_FILES_BAD = 1
 MAX_COUNT = 500
 SHEET_WIDTH = 1700  # pixels that a row of pairs may take, if more than one is in it
 TEXT_SIZE = 14
