@@ -14,7 +14,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.unet import UNetConfig
-from faithdiff_jax.models.vae import VAEConfig
+from faithdiff_jax.models.vae import LQ_FEATURES, VAEConfig
 
 Config = TypeVar("Config")
 
@@ -31,10 +31,14 @@ class FaithDiffConfig:
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
     alignment: AlignmentConfig = AlignmentConfig()
+    lq_features: str = "penultimate"
+    """Where the LQ encoder ends: "penultimate", before the VAE encoder's last norm and convolution; or "last"."""
     text_encoders: tuple[TextEncoderConfig, ...] = (CLIP_L, CLIP_BIGG)
     schedule: ScheduleConfig = ScheduleConfig()
 
     def __post_init__(self):
+        if self.lq_features not in LQ_FEATURES:
+            raise ValueError(f"lq_features is {self.lq_features!r}: must be one of {', '.join(LQ_FEATURES)}")
         latent = self.vae.latent_channels
         if (self.unet.in_channels, self.unet.out_channels) != (latent, latent):
             raise ValueError(
@@ -124,8 +128,9 @@ def _check_keys(cls: Any, data: Any, source: str, prefix: str = "") -> None:
         if typing.get_origin(hints[key]) is tuple and not isinstance(value, (list, tuple)):
             raise InputError(f"{source}: {prefix}{key} is {value!r}: must be a list")
         inner = [hint for hint in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(hint)]
-        if inner:
-            _check_keys(inner[0], value, source, f"{prefix}{key}.")
+        named = typing.get_origin(hints[key]) is Mapping and isinstance(value, Mapping)
+        for name, item in value.items() if inner and named else [("", value)] if inner else ():
+            _check_keys(inner[0], item, source, f"{prefix}{key}.{name}{'.' if name else ''}")
 
 
 def _over_defaults(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:

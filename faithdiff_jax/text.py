@@ -109,6 +109,11 @@ class Tokenizers:
             raise TypeError("captions is one string, it must be a list of strings")
         return [_token_ids(tokenizer, list(captions)) for tokenizer in self._tokenizers]
 
+    @property
+    def vocabulary_sizes(self) -> list[int]:
+        """How many token ids each tokenizer may give."""
+        return [len(tokenizer) for tokenizer in self._tokenizers]
+
     def save(self, folder: Path) -> list[Path]:
         """Write the tokenizers to `folder`/tokenizer, `folder`/tokenizer_2, ...; returns these, for `load`."""
         names = ["tokenizer", *(f"tokenizer_{number}" for number in range(2, len(self._tokenizers) + 1))]

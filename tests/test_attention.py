@@ -48,6 +48,25 @@ def test_choice(platform, queries, keys, dim, dtype, expected):
 
 
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("queries", "keys"), [(9, 9), (8, 8)])
+def test_cudnn_sees_even_lengths_only(rng, monkeypatch, causal, queries, keys):
+    """Its gradient refuses others, such as 77 text tokens. XLA computes in its place here."""
+    shapes = []
+
+    def computed_by_xla(q, k, v, *, is_causal, key_value_seq_lengths, implementation):
+        assert implementation == "cudnn"
+        shapes.append((q.shape[1], k.shape[1]))
+        return xla(q, k, v, is_causal=is_causal, key_value_seq_lengths=key_value_seq_lengths, implementation="xla")
+
+    xla = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", computed_by_xla)
+    q, k, v = normal(rng, 2, queries, 3, 8), normal(rng, 2, keys, 3, 8), normal(rng, 2, keys, 3, 8)
+    with use_implementation("cudnn"):
+        assert_parity(attention(q, k, v, causal=causal), definition(q, k, v, causal), 1e-6)
+    assert shapes == [(queries + queries % 2, keys + keys % 2)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
 def test_xla_whole(rng, causal):
     q, k, v = normal(rng, 2, 9, 3, 8), normal(rng, 2, 9, 3, 8), normal(rng, 2, 9, 3, 8)
     assert_parity(attention(q, k, v, causal=causal), definition(q, k, v, causal), 1e-6)

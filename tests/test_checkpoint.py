@@ -138,7 +138,7 @@ def test_not_a_model_directory(tmp_path):
         ({"format": 2}, "format is 2, this version reads format 1"),
         ({"format": None}, "format is None"),
         ({"model": None}, "has no model section"),
-        ({"extra": 1}, r"unknown key extra \(known there: format, model, sizes, provenance\)"),
+        ({"extra": 1}, r"unknown key extra \(known there: format, model, sizes, checksums, provenance\)"),
         ({"model": {"unet": {"chanels": [1]}}}, r"unknown key unet\.chanels"),
         ({"model": {"alignment": {"mixing": "some"}}}, "mixing is 'some': must be one of"),
     ],
@@ -189,6 +189,26 @@ def test_an_incomplete_copy(model, change):
     change(data_files(model)[-1])
     with pytest.raises(InputError, match=r"model: incomplete, params/alignment has \d+ of \d+ bytes$"):
         checkpoint.read_config(model)
+
+
+def test_small_models_are_held_to_their_checksums(model, monkeypatch):
+    tokenizer = model / "tokenizer"
+    checkpoint.write_config(model, CONFIG, {})
+    checkpoint.read_config(model)
+    file = data_files(model)[-1]
+    whole = file.read_bytes()
+    file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(InputError, match=r"model: params/alignment was changed or is damaged: its checksum is not"):
+        checkpoint.read_config(model)
+    file.write_bytes(whole)
+    checkpoint.read_config(model)
+    (tokenizer / "more.json").write_text("{}")
+    with pytest.raises(InputError, match=r"model: tokenizer was changed or is damaged"):
+        checkpoint.read_config(model)
+
+    monkeypatch.setattr(checkpoint, "CHECKED_BYTES", 1)
+    checkpoint.write_config(model, CONFIG, {})
+    assert "checksums" not in (model / "config.yaml").read_text()
 
 
 # Of the many arrays Orbax reads at once the first to fail is reported; the others' failures are lost in its event loop.

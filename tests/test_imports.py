@@ -21,13 +21,22 @@ ALLOWED = {
     "config": {"models", "diffusion"},
     "weights": {"weights", "models", "diffusion", "config", "text"},
     "sampling": {"models", "diffusion", "tiling", "config"},
-    "programs": {"models", "config", "sampling", "sharding"},
+    "networks": {"models", "config", "weights"},
+    "programs": {"networks", "config", "sampling", "sharding"},
     "data": {"data", "image", "text", "config", "cli"},
     "pipeline": {
         "models", "diffusion", "weights", "text", "image", "tiling", "color", "config", "sharding", "sampling",
         "programs",
     },
-    "cli": {"cli", "data", "pipeline", "weights", "image", "text", "sampling", "sharding", "config"},
+    "evaluation": {"evaluation", "image"},
+    "training": {
+        "training", "models", "diffusion", "data", "weights", "sharding", "config", "networks", "pipeline", "image",
+        "text", "evaluation", "cli",
+    },
+    "cli": {
+        "cli", "data", "pipeline", "weights", "image", "text", "sampling", "sharding", "config", "training",
+        "evaluation",
+    },
 }  # fmt: skip
 
 

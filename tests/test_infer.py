@@ -170,3 +170,29 @@ def test_the_script_in_a_process_of_its_own(model, photos, tmp_path):
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: tile is 1")
     assert failed.stderr.count("\n") == 1
+
+
+def test_comparison_pictures(model, photos, tmp_path, capsys):
+    references, output = tmp_path / "references", tmp_path / "out"
+    references.mkdir()
+    Image.fromarray(np.full((48, 60, 3), 128, np.uint8)).save(references / "face.png")
+    command = ["--model", model, "--input", str(photos), "--output", str(output), *QUICK, "--compare"]
+    assert main([*command, "--references", str(references)]) == 0
+    with_original, without = opened(output / "face_compare.png"), opened(output / "gray_compare.png")
+    assert with_original.width == 4 * 60 + 3 * 4  # input, bicubic, restored, original and gaps
+    assert without.width == 3 * 60 + 2 * 4
+    restored = np.asarray(opened(output / "face.png"))
+    left = 2 * (60 + 4)
+    np.testing.assert_array_equal(np.asarray(with_original)[-48:, left : left + 60], restored)
+    np.testing.assert_array_equal(np.asarray(with_original)[-48:, -60:], 128)
+
+    Image.fromarray(np.full((24, 30, 3), 128, np.uint8)).save(references / "face.png")
+    capsys.readouterr()
+    assert main([*command, "--references", str(references), "--overwrite"]) == 2
+    assert "face.png: is 30x24, the restored picture 60x48; they must be of one size" in capsys.readouterr().out
+
+
+def test_references_are_for_comparisons(model, photos, tmp_path, capsys):
+    command = ["--model", model, "--input", str(photos), "--output", str(tmp_path / "out")]
+    assert main([*command, "--references", str(photos)]) == 2
+    assert capsys.readouterr().err == "error: --references: is for --compare, which is not given\n"

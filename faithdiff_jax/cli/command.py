@@ -5,9 +5,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from faithdiff_jax.errors import InputError
+from faithdiff_jax.errors import InputError, RunError
 
 SOME_FILES_BAD = 1
+CANNOT_GO_ON = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -33,13 +34,17 @@ class Parser(argparse.ArgumentParser):
 def run(body: Callable[[], int | None]) -> int:
     """Call a command's body and return its exit code.
 
-    0 or what the body returns; 2 after printing an InputError's line; 130 when interrupted by Ctrl-C.
+    0 or what the body returns; 2 after printing an InputError's line, 1 after a RunError's; 130 when interrupted by
+    Ctrl-C.
     """
     try:
         return body() or 0
     except InputError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
+    except RunError as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        return CANNOT_GO_ON
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

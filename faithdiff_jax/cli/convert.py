@@ -1,4 +1,4 @@
-"""`convert_weights.py`: published weights to a model directory, and back."""
+"""`convert_weights.py`: published weights or a training run to a model directory, and back to PyTorch."""
 
 import argparse
 from collections.abc import Iterable, Sequence
@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from faithdiff_jax.cli.command import Parser, run
 
-DESCRIPTION = """Convert published FaithDiff weights to a model directory (--sdxl, --vae, --faithdiff, --output), or a
-model directory back to the published PyTorch layout (--to-torch, --output)."""
+DESCRIPTION = """Convert published FaithDiff weights to a model directory (--sdxl, --vae, --faithdiff, --output), a
+training run to a model directory (--run, --output), or a model directory back to the published PyTorch layout
+(--to-torch, --output)."""
 REPO = "a folder, or a Hugging Face repository id (owner/name)"
 
 
@@ -18,11 +19,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert; returns the exit code, 2 for bad input. Bad flags leave with SystemExit(2)."""
     parser = _parser()
     args = parser.parse_args(argv)
-    flags = [name for name in ("sdxl", "vae", "faithdiff", "variant", "seed") if getattr(args, name) is not None]
-    if args.to_torch is not None and flags:
-        parser.error(f"--to-torch takes --output only, not --{flags[0]}")
-    if args.to_torch is None and args.sdxl is None:
-        parser.error("one of --sdxl and --to-torch is needed")
+    published = [name for name in ("sdxl", "vae", "faithdiff", "variant", "seed") if getattr(args, name) is not None]
+    of_run = ["step"] * (args.step is not None) + ["no-ema"] * args.no_ema
+    if args.to_torch is not None and args.run is not None:
+        parser.error("--to-torch takes --output only, not --run")
+    if args.to_torch is not None and (published or of_run):
+        parser.error(f"--to-torch takes --output only, not --{(published + of_run)[0]}")
+    if args.run is not None and published:
+        parser.error(f"--run takes --output, --no-ema and --step only, not --{published[0]}")
+    if args.run is None and of_run:
+        parser.error(f"--{of_run[0]} goes with --run only")
+    if args.to_torch is None and args.run is None and args.sdxl is None:
+        parser.error("--run, or one of --sdxl and --to-torch is needed")
     return run(lambda: _convert(args))
 
 
@@ -41,7 +49,12 @@ def _parser() -> Parser:
     parser.add_argument(
         "--variant", metavar="NAME", help="weight files to prefer, such as fp16 (default: full precision)"
     )
-    parser.add_argument("--seed", type=_seed, help="of the initial aligner, without --faithdiff (default: 0)")
+    parser.add_argument("--seed", type=_whole, help="of the initial aligner, without --faithdiff (default: 0)")
+    parser.add_argument("--run", metavar="RUN_DIR", type=Path, help="the training run whose model to write")
+    parser.add_argument("--step", metavar="N", type=_whole, help="the run's checkpoint (default: the newest)")
+    parser.add_argument(
+        "--no-ema", action="store_true", help="the run's parameters themselves, where it keeps an average of them too"
+    )
     parser.add_argument("--to-torch", metavar="MODEL_DIR", type=Path, help="the model directory to convert back")
     parser.add_argument(
         "--output",
@@ -53,7 +66,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _seed(text: str) -> int:
+def _whole(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 0 or more")
     return int(text)
@@ -61,11 +74,16 @@ def _seed(text: str) -> int:
 
 def _convert(args: argparse.Namespace) -> None:
     # Imported late: --help and a wrong flag need not wait for JAX.
+    from faithdiff_jax.training.export import export_run
     from faithdiff_jax.weights.convert import convert
     from faithdiff_jax.weights.export import to_torch
 
     if args.to_torch is not None:
         to_torch(args.to_torch, args.output, _bar)
+    elif args.run is not None:
+        saved = export_run(args.run, args.output, ema=not args.no_ema, step=args.step, track=_bar)
+        note = {"ema": "averaged parameters"}.get(saved.kind, "parameters" if args.no_ema else "no EMA: parameters")
+        print(f"step {saved.step}, {note}")
     else:
         convert(
             sdxl=args.sdxl,

@@ -1,6 +1,7 @@
 """`infer.py` and `faithdiff-infer`: restore a photograph, or a folder of them.
 
 files -> captions, outputs still to do -> FaithDiff.restore, one by one -> PNG or another format, whole or not at all
+restored, input, original -> NAME_compare.png, if asked for
 """
 
 import argparse
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from faithdiff_jax import image as images_
 from faithdiff_jax.cli.command import BAD_INPUT, Parser, run
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.evaluation.pictures import comparison
 from faithdiff_jax.text import find_caption, read_caption, trim_caption
 
 FORMATS = ("png", "jpg", "webp", "tif")
@@ -102,9 +104,25 @@ def _restore_one(model, source: pathlib.Path, target: pathlib.Path, arguments: a
         notes.append("alpha upscaled with Lanczos")
     if picture.gray:
         notes.append("written as gray")
+    if arguments.compare:
+        reference = _reference(source, restored.shape, arguments.references)
+        sheet = target.with_name(f"{target.stem}_compare.png")
+        images_.save_image(sheet, comparison(picture.rgb, restored, reference), icc_profile=picture.icc_profile)
     images_.save_image(target, restored, alpha=alpha, gray=picture.gray, icc_profile=picture.icc_profile)
     for note in notes:
         tqdm.write(f"{source}: {note}")
+
+
+def _reference(source: pathlib.Path, shape: tuple[int, ...], folder: str | None) -> np.ndarray | None:
+    """The true picture of the same stem, if the folder of references has one."""
+    found = [] if folder is None else [path for path in images_.list_images(folder) if path.stem == source.stem]
+    if not found:
+        return None
+    reference = images_.load_image(found[0]).rgb
+    if reference.shape != shape:
+        sizes = f"{reference.shape[1]}x{reference.shape[0]}, the restored picture {shape[1]}x{shape[0]}"
+        raise InputError(f"{found[0]}: is {sizes}; they must be of one size (see --scale)")
+    return reference
 
 
 def _jobs(source: pathlib.Path, folder: pathlib.Path, suffix: str) -> list[tuple[pathlib.Path, pathlib.Path]]:
@@ -136,6 +154,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--seed {arguments.seed}: must be between 0 and {SEEDS - 1}")
     if not 0 < arguments.scale < float("inf"):
         raise InputError(f"--scale {arguments.scale}: must be a number above 0")
+    if arguments.references is not None:
+        if not arguments.compare:
+            raise InputError("--references: is for --compare, which is not given")
+        images_.list_images(arguments.references)
     if arguments.captions is not None:
         if arguments.caption:
             raise InputError("--caption and --captions: give one of them")
@@ -201,6 +223,8 @@ def _parser() -> Parser:
     add("--format", choices=FORMATS, default="png", help="of the results; webp and tif are lossless too")
     add("--overwrite", action="store_true", help="do pictures again whose result exists")
     add("--scale", type=float, default=2, help="how many times larger each side becomes")
+    add("--compare", action="store_true", help="also write NAME_compare.png: input, bicubic, restored, and original")
+    add("--references", metavar="DIR", help="folder with the originals, of the inputs' names, for --compare")
     add("--caption", default="", metavar="TEXT", help="what the picture shows, used as it is")
     add("--captions", metavar="DIR", help="folder with a .json (key caption) or .txt for each picture")
     add("--keep-captions", action="store_true", help="use caption files as they are, without the published trimming")
@@ -212,7 +236,7 @@ def _parser() -> Parser:
     add("--start", choices=("lr", "noise"), default="lr", help="start from the noised input or from noise alone")
     add("--color-fix", choices=("adain", "wavelet", "none"), default="adain", help="take colours from the input")
     add("--seed", type=int, default=42, help="of all noise")
-    add("--tile", type=int, default=128, help="side of a tile in latent pixels (8 image pixels each)")
+    add("--tile", type=int, default=128, help="side of a tile in latent pixels (8 image pixels each for SDXL)")
     add("--overlap", type=float, default=0.5, help="stride of the tiles as a fraction of a tile, as published")
     add("--tile-batch", type=int, default=1, help="tiles that go through the UNet together")
     add("--vae-tile", type=int, default=1024, help="image pixels above which encoders and decoder work in tiles")

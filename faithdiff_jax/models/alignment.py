@@ -9,6 +9,8 @@ of the batch. `mixing` names what attends to what:
     none      each position to itself alone: what the released weights compute on one image
     batch     each position over a group of `group` samples: the published training code
     spatial   each position over the positions of its own image: the paper's text (section 3.2)
+
+`Addition` takes the module's place in the paper's ablation: one convolution for each input, added.
 """
 
 import dataclasses
@@ -19,8 +21,9 @@ from flax import nnx
 
 from faithdiff_jax.models.attention import attention
 from faithdiff_jax.models.convolution import conv3x3, group_norm
-from faithdiff_jax.models.layers import quick_gelu
+from faithdiff_jax.models.layers import quick_gelu, run_block
 
+KINDS = ("transformer", "add")
 MIXINGS = ("none", "batch", "spatial")
 
 
@@ -28,6 +31,8 @@ MIXINGS = ("none", "batch", "spatial")
 class AlignmentConfig:
     """Sizes of the aligner; its width is twice the UNet's first level, its input the LQ encoder's last."""
 
+    kind: str = "transformer"
+    """"transformer" for `Alignment`; "add" for `Addition`, which the other fields do not bear on."""
     mixing: str = "none"
     group: int | None = None
     """Samples that attend to each other under `mixing="batch"`; None for the whole batch."""
@@ -36,6 +41,8 @@ class AlignmentConfig:
     norm_groups: int = 32
 
     def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}: must be one of {', '.join(KINDS)}")
         if self.mixing not in MIXINGS:
             raise ValueError(f"mixing is {self.mixing!r}: must be one of {', '.join(MIXINGS)}")
         if self.group is not None and (self.group < 1 or self.mixing != "batch"):
@@ -128,7 +135,7 @@ class Alignment(nnx.Module):
 
     def embed(self, features: jax.Array) -> jax.Array:
         """LQ features (B, h, w, feature_channels) -> condition (B, h, w, hidden_channels); once an image."""
-        return self.condition_embedding(features)
+        return run_block(self.condition_embedding, features)
 
     def __call__(self, hidden: jax.Array, condition: jax.Array, *, group: int | None = None) -> jax.Array:
         """Aligned hidden state, in place of the UNet's own.
@@ -147,5 +154,44 @@ class Alignment(nnx.Module):
             raise ValueError(f"group is {group}: must divide the batch, {batch}")
         tokens = jnp.concatenate([hidden, condition], axis=-1).reshape(batch, height * width, 2 * channels)
         for block in self.blocks:
-            tokens = block(tokens, self.config.mixing, group)
+            tokens = run_block(block, tokens, call=lambda block, tokens: block(tokens, self.config.mixing, group))
         return hidden + self.spatial_ch_projs(tokens).reshape(hidden.shape)
+
+
+class Addition(nnx.Module):
+    """The paper's model without the alignment module: one convolution for each input, added.
+
+    The UNet's own convolution makes `hidden`; that of the features starts at zero, so that training starts from the
+    plain UNet.
+    """
+
+    def __init__(
+        self, feature_channels: int, hidden_channels: int, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32
+    ):
+        kernel = {"dtype": dtype, "param_dtype": param_dtype}
+        zeros = nnx.initializers.zeros_init()
+        self.conv = conv3x3(feature_channels, hidden_channels, kernel_init=zeros, rngs=rngs, **kernel)
+
+    def embed(self, features: jax.Array) -> jax.Array:
+        """LQ features (B, h, w, feature_channels) -> condition (B, h, w, hidden_channels); once an image."""
+        return self.conv(features)
+
+    def __call__(self, hidden: jax.Array, condition: jax.Array, *, group: int | None = None) -> jax.Array:
+        """The sum, (B, h, w, hidden_channels); `group` is as in `Alignment`, of samples that are not mixed here."""
+        return hidden + condition
+
+
+def make_alignment(
+    config: AlignmentConfig,
+    feature_channels: int,
+    hidden_channels: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype=None,
+    param_dtype=jnp.float32,
+) -> Alignment | Addition:
+    """The module of the config's kind, between features of `feature_channels` and the UNet's first width."""
+    options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+    if config.kind == "add":
+        return Addition(feature_channels, hidden_channels, **options)
+    return Alignment(config, feature_channels, hidden_channels, **options)

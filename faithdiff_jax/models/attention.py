@@ -44,7 +44,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False)
         _platform.get() or platform(), q.shape, k.shape, q.dtype, causal=causal
     )
     if implementation == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+        return _cudnn(q, k, v, causal)
     if implementation == "splash":
         return _splash(q, k, v)
     if implementation == "heads":
@@ -101,6 +101,22 @@ def _set(variable: contextvars.ContextVar[str | None], value: str) -> Iterator[N
         yield
     finally:
         variable.reset(token)
+
+
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+    """cuDNN's flash attention; odd lengths (77 text tokens) are filled up, since its gradient takes even ones only."""
+    batch, queries, _, _ = q.shape
+    keys = k.shape[1]
+
+    def even(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+    # A causal mask hides the key that was added from every query but the one that was added.
+    lengths = jnp.full((batch,), keys, jnp.int32) if keys % 2 and not causal else None
+    out = jax.nn.dot_product_attention(
+        even(q), even(k), even(v), is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return out[:, :queries]
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from faithdiff_jax.models.alignment import Alignment, AlignmentConfig
+from faithdiff_jax.models.alignment import AlignmentConfig, make_alignment
 from faithdiff_jax.models.unet import TextKeysValues, UNet, UNetConfig
-from faithdiff_jax.models.vae import FeatureEncoder, VAEConfig
+from faithdiff_jax.models.vae import VAEConfig, feature_channels, make_lq_encoder
 
 
 class Denoiser(nnx.Module):
@@ -17,6 +17,7 @@ class Denoiser(nnx.Module):
         unet: UNetConfig,
         alignment: AlignmentConfig,
         vae: VAEConfig,
+        lq_features: str = "penultimate",
         *,
         rngs: nnx.Rngs,
         dtype=None,
@@ -24,7 +25,7 @@ class Denoiser(nnx.Module):
     ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.unet = UNet(unet, **options)
-        self.alignment = Alignment(alignment, vae.channels[-1], unet.channels[0], **options)
+        self.alignment = make_alignment(alignment, feature_channels(vae, lq_features), unet.channels[0], **options)
 
     def denoise(
         self,
@@ -74,14 +75,15 @@ class FaithDiffModel(nnx.Module):
         unet: UNetConfig,
         alignment: AlignmentConfig,
         vae: VAEConfig,
+        lq_features: str = "penultimate",
         *,
         rngs: nnx.Rngs,
         dtype=None,
         param_dtype=jnp.float32,
     ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        self.lq_encoder = FeatureEncoder(vae, **options)
-        self.denoiser = Denoiser(unet, alignment, vae, **options)
+        self.lq_encoder = make_lq_encoder(vae, lq_features, **options)
+        self.denoiser = Denoiser(unet, alignment, vae, lq_features, **options)
 
     def __call__(
         self,

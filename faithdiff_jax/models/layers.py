@@ -1,6 +1,9 @@
-"""Parts that several models share."""
+"""Parts that several models share: stacks of equal blocks, rematerialisation, QuickGELU."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -8,6 +11,54 @@ from flax import nnx
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
+
+# What of a block's inside is kept from the forward for the backward pass; its inputs always are.
+POLICIES: dict[str, Callable[..., Any]] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+_policy: contextvars.ContextVar[str] = contextvars.ContextVar("rematerialisation", default="none")
+
+
+def rematerialise(policy: str) -> contextlib.AbstractContextManager[None]:
+    """Choose what every block traced inside keeps for its gradient, and what it computes again (Chen et al. 2016).
+
+    "none" keeps every activation (as outside); "full" keeps the blocks' inputs only, at the price of a second
+    forward pass; "dots" keeps the results of linear layers as well, and computes convolutions and norms again, and
+    attention where it is not a loop (as it is on CPU). Values do not change. A program that is compiled already
+    stays as it was traced. On CPU memory is saved in stacks alone: XLA merges there what is computed twice elsewhere.
+
+    Raises:
+        ValueError: another policy.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"rematerialisation is {policy!r}: must be one of {', '.join(POLICIES)}")
+    return _set_policy(policy)
+
+
+@contextlib.contextmanager
+def _set_policy(policy: str) -> Iterator[None]:
+    token = _policy.set(policy)
+    try:
+        yield
+    finally:
+        _policy.reset(token)
+
+
+def run_block(block: Block, *arrays: Any, call: Callable[..., Any] = operator.call) -> Any:
+    """`block(*arrays)`, rematerialised as `rematerialise` says; `arrays` are pytrees of arrays.
+
+    `call(block, *arrays)` runs something else than the block's `__call__`, or binds arguments that are no arrays.
+    """
+    if _policy.get() == "none":
+        return call(block, *arrays)
+    graph, parameters = nnx.split(block)
+    run = jax.checkpoint(
+        lambda parameters, *arrays: call(nnx.merge(graph, parameters), *arrays), policy=POLICIES[_policy.get()]
+    )
+    return run(parameters, *arrays)
 
 
 def stack(make_block: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
@@ -32,6 +83,7 @@ def scan_stack(stacked: Block, carry: Carry, fn: Callable[[Block, Carry, Any], C
 
     `carry` is any pytree whose shapes and dtypes `fn` keeps. `xs` is a pytree with a leading axis of the depth, one
     slice of which reaches each layer as `x`; without it `x` is None. One layer is compiled, whatever the depth.
+    Each layer is a block to `rematerialise`.
     """
     graph, layers = nnx.split(stacked)
 
@@ -39,6 +91,9 @@ def scan_stack(stacked: Block, carry: Carry, fn: Callable[[Block, Carry, Any], C
         parameters, x = layer
         return fn(nnx.merge(graph, parameters), carry, x), None
 
+    if _policy.get() != "none":
+        # The two passes are loops of their own, between which the compiler cannot merge what is computed twice.
+        step = jax.checkpoint(step, policy=POLICIES[_policy.get()], prevent_cse=False)
     return jax.lax.scan(step, carry, (layers, xs))[0]
 
 

@@ -18,7 +18,7 @@ from flax import nnx
 
 from faithdiff_jax.models.attention import attention
 from faithdiff_jax.models.convolution import Downsample, ResnetBlock, Upsample, conv3x3, group_norm
-from faithdiff_jax.models.layers import scan_stack, stack
+from faithdiff_jax.models.layers import run_block, scan_stack, stack
 
 TextKeysValues = list[tuple[jax.Array, jax.Array]]
 
@@ -164,7 +164,7 @@ class SpatialTransformer(nnx.Module):
 
     def __call__(self, x: jax.Array, text: tuple[jax.Array, jax.Array]) -> jax.Array:
         """(B, H, W, dim) and the pair from `project_text` -> (B, H, W, dim)."""
-        tokens = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
+        tokens = self.proj_in(run_block(self.norm, x).reshape(x.shape[0], -1, x.shape[-1]))
         tokens = scan_stack(self.blocks, tokens, lambda block, carry, layer: block(carry, layer), text)
         return x + self.proj_out(tokens).reshape(x.shape)
 
@@ -275,7 +275,7 @@ class UNet(nnx.Module):
         skips = [hidden]
         for level in self.down_blocks:
             for i, resnet in enumerate(level.resnets):
-                hidden = resnet(hidden, embedding)
+                hidden = run_block(resnet, hidden, embedding)
                 if level.attentions:
                     hidden = level.attentions[i](hidden, next(texts))
                 skips.append(hidden)
@@ -284,13 +284,13 @@ class UNet(nnx.Module):
                 skips.append(hidden)
 
         before, after = self.mid_block.resnets
-        hidden = before(hidden, embedding)
+        hidden = run_block(before, hidden, embedding)
         hidden = self.mid_block.attentions[0](hidden, next(texts))
-        hidden = after(hidden, embedding)
+        hidden = run_block(after, hidden, embedding)
 
         for level in self.up_blocks:
             for i, resnet in enumerate(level.resnets):
-                hidden = resnet(jnp.concatenate([hidden, skips.pop()], axis=-1), embedding)
+                hidden = run_block(resnet, jnp.concatenate([hidden, skips.pop()], axis=-1), embedding)
                 if level.attentions:
                     hidden = level.attentions[i](hidden, next(texts))
             if level.resample is not None:

@@ -3,6 +3,8 @@
     image --Encoder--> moments --sample, x scaling--> latent --Decoder--> image
     image --FeatureEncoder--> features before the encoder's last norm and convolution (FaithDiff's LQ features)
 
+The paper's ablation takes the last layer's features instead: its LQ encoder is a whole `Encoder`.
+
 Images are (B, H, W, 3) in [-1, 1], latents (B, H/f, W/f, latent_channels) with f = 2 ** (levels - 1).
 """
 
@@ -14,8 +16,10 @@ from flax import nnx
 
 from faithdiff_jax.models.attention import attention
 from faithdiff_jax.models.convolution import Downsample, ResnetBlock, Upsample, conv3x3, group_norm
+from faithdiff_jax.models.layers import run_block
 
 EPSILON = 1e-6
+LQ_FEATURES = ("penultimate", "last")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,7 @@ class VAELevel(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, in) -> (B, H', W', out)."""
         for resnet in self.resnets:
-            x = resnet(x)
+            x = run_block(resnet, x)
         return x if self.resample is None else self.resample(x)
 
 
@@ -85,7 +89,9 @@ class MidBlock(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, C)."""
-        return self.resnets[1](self.attention(self.resnets[0](x)))
+        for block in (self.resnets[0], self.attention, self.resnets[1]):
+            x = run_block(block, x)
+        return x
 
 
 class FeatureEncoder(nnx.Module):
@@ -128,6 +134,19 @@ class Encoder(FeatureEncoder):
     def __call__(self, images: jax.Array) -> jax.Array:
         """(B, H, W, 3) in [-1, 1] -> (B, H/f, W/f, 2 * latent_channels)."""
         return self.conv_out(nnx.silu(self.conv_norm_out(super().__call__(images))))
+
+
+def make_lq_encoder(
+    config: VAEConfig, lq_features: str, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32
+) -> FeatureEncoder:
+    """The encoder whose output are the features named, one of `LQ_FEATURES`: "penultimate" as published, or "last"."""
+    encoder = {"penultimate": FeatureEncoder, "last": Encoder}[lq_features]
+    return encoder(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+
+def feature_channels(config: VAEConfig, lq_features: str) -> int:
+    """Channels of what `make_lq_encoder`'s encoder puts out."""
+    return {"penultimate": config.channels[-1], "last": 2 * config.latent_channels}[lq_features]
 
 
 class Decoder(nnx.Module):

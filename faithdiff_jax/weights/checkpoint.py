@@ -1,12 +1,13 @@
 """Model directories: an architecture and its parameters, as `convert_weights.py` writes and `FaithDiff.load` reads.
 
-MODEL_DIR/config.yaml        format, model (FaithDiffConfig), provenance
+MODEL_DIR/config.yaml        format, model (FaithDiffConfig), sizes, checksums of small models, provenance
 MODEL_DIR/params/<part>/     one Orbax checkpoint: {dotted path: array}, in the published dtype
 MODEL_DIR/tokenizer*/        as published, one for each text encoder
 """
 
 import contextlib
 import functools
+import hashlib
 import logging
 import math
 import pathlib
@@ -21,15 +22,17 @@ from orbax.checkpoint import v1 as ocp
 
 from faithdiff_jax.config import FaithDiffConfig, from_dict, load_yaml, to_dict
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.models.alignment import Alignment
+from faithdiff_jax.models.alignment import make_alignment
 from faithdiff_jax.models.clip import TextEncoder
 from faithdiff_jax.models.unet import UNet
-from faithdiff_jax.models.vae import VAE, FeatureEncoder
+from faithdiff_jax.models.vae import VAE, feature_channels, make_lq_encoder
 from faithdiff_jax.weights.keymap import Params, compare, flatten, unflatten
 
 FORMAT = 1
 CONFIG = "config.yaml"
-KEYS = ("format", "model", "sizes", "provenance")
+KEYS = ("format", "model", "sizes", "checksums", "provenance")
+# Models up to this size have checksums, which are compared whenever their configuration is read.
+CHECKED_BYTES = 2**28
 
 # How much of a part is in memory at a time while it is written, or read to be passed on.
 GROUP_BYTES = 2**30
@@ -65,9 +68,10 @@ def _part_shapes(config: FaithDiffConfig, part: str) -> tuple[tuple[str, tuple[i
         if part == "unet":
             return UNet(config.unet, rngs=rngs)
         if part == "alignment":
-            return Alignment(config.alignment, config.vae.channels[-1], config.unet.channels[0], rngs=rngs)
+            channels = feature_channels(config.vae, config.lq_features)
+            return make_alignment(config.alignment, channels, config.unet.channels[0], rngs=rngs)
         if part == "lq_encoder":
-            return FeatureEncoder(config.vae, rngs=rngs)
+            return make_lq_encoder(config.vae, config.lq_features, rngs=rngs)
         if part == "vae":
             return VAE(config.vae, rngs=rngs)
         names = part_names(config)
@@ -83,9 +87,13 @@ def _part_shapes(config: FaithDiffConfig, part: str) -> tuple[tuple[str, tuple[i
 
 
 def write_config(model_dir: pathlib.Path, config: FaithDiffConfig, provenance: Mapping[str, Any]) -> None:
-    """Write `config.yaml` when all parts are saved; `provenance` is plain data, kept for people to read."""
+    """Write `config.yaml` when all parts and tokenizers are saved; `provenance` is plain data, for people to read."""
     sizes = {part: _size(_folder(model_dir, part)) for part in part_names(config)}
-    data = {"format": FORMAT, "model": to_dict(config), "sizes": sizes, "provenance": dict(provenance)}
+    data = {"format": FORMAT, "model": to_dict(config), "sizes": sizes}
+    if sum(sizes.values()) <= CHECKED_BYTES:
+        folders = [name for name in _folders(config) if (model_dir / name).is_dir()]
+        data["checksums"] = {name: _checksum(model_dir / name) for name in folders}
+    data["provenance"] = dict(provenance)
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
     (model_dir / CONFIG).write_text(text, encoding="utf-8")
 
@@ -111,9 +119,7 @@ def read_config(model_dir: pathlib.Path | str) -> FaithDiffConfig:
     if not isinstance(data.get("model"), dict):
         raise InputError(f"{path}: has no model section")
     config = from_dict(FaithDiffConfig, data["model"], str(path))
-    wanted = [f"params/{part}" for part in part_names(config)]
-    wanted += numbered("tokenizer", len(config.text_encoders))
-    missing = [name for name in wanted if not (model_dir / name).is_dir()]
+    missing = [name for name in _folders(config) if not (model_dir / name).is_dir()]
     if missing:
         raise InputError(f"{model_dir}: incomplete, it has no {', '.join(missing)}")
     # A copy that was cut short is told here, in a line: Orbax tells it in pages.
@@ -122,6 +128,10 @@ def read_config(model_dir: pathlib.Path | str) -> FaithDiffConfig:
         found = _size(_folder(model_dir, part))
         if found < size:
             raise InputError(f"{model_dir}: incomplete, params/{part} has {found} of {size} bytes")
+    checksums = data.get("checksums")
+    for name, checksum in checksums.items() if isinstance(checksums, dict) else ():
+        if _checksum(model_dir / name) != checksum:
+            raise InputError(f"{model_dir}: {name} was changed or is damaged: its checksum is not that of {CONFIG}")
     return config
 
 
@@ -223,6 +233,21 @@ def _groups(items: Iterable[Any], size: Any) -> Iterator[list[Any]]:
         total += size(item)
     if group:
         yield group
+
+
+def _folders(config: FaithDiffConfig) -> list[str]:
+    """What a model directory holds beside its configuration."""
+    parts = [f"params/{part}" for part in part_names(config)]
+    return parts + list(numbered("tokenizer", len(config.text_encoders)))
+
+
+def _checksum(folder: pathlib.Path) -> str:
+    """SHA-256 over the names and bytes of a folder's files."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
 
 
 def _size(folder: pathlib.Path) -> int:

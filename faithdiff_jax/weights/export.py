@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import ml_dtypes
 import numpy as np
 
+from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.weights import checkpoint
 from faithdiff_jax.weights.convert import FAITHDIFF_PARTS, Track, untracked
 from faithdiff_jax.weights.keymap import Entry, KeyMap, compare
@@ -27,11 +29,18 @@ def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: T
         track: shows progress.
 
     Raises:
-        InputError: not a model directory, a damaged one, or an output that exists or is of another kind.
+        InputError: not a model directory, a damaged one, one of an architecture that the published layout does not
+            have, or an output that exists or is of another kind.
     """
     output = pathlib.Path(output)
     write = _writer(output)
     config = checkpoint.read_config(model_dir)
+    for key, value, published in (
+        ("alignment.kind", config.alignment.kind, AlignmentConfig.kind),
+        ("lq_features", config.lq_features, FaithDiffConfig.lq_features),
+    ):
+        if value != published:
+            raise InputError(f"{model_dir}: {key} is {value!r}: the published layout has {published!r} only")
     refuse_existing(output)
 
     keymaps: dict[str, KeyMap] = {}

@@ -1,10 +1,16 @@
-"""The parts of FaithDiff before any training of its own: LQ encoder from the VAE, aligner as its layers start."""
+"""The parts of FaithDiff before any training of its own: LQ encoder from the VAE, aligner as its layers start.
+
+For the converter under published names, tensor by tensor; for training under our own (`fresh_part`).
+"""
 
 import math
 from collections.abc import Mapping
 
 import numpy as np
 
+from faithdiff_jax.config import FaithDiffConfig
+from faithdiff_jax.weights import checkpoint, rules
+from faithdiff_jax.weights.keymap import KeyMap
 from faithdiff_jax.weights.sources import Arrays, Renamed, TensorSource
 
 # The LQ encoder is the VAE's encoder up to here.
@@ -12,6 +18,30 @@ _BEYOND_FEATURES = ("conv_norm_out.", "conv_out.")
 _ZERO = ("condition_embedding.conv_out.", "spatial_ch_projs.")
 _NORMS = (".norm_in.", ".ln_1.", ".ln_2.")
 _ZERO_BIASES = (".attn.in_proj_bias", ".attn.out_proj.bias")
+
+
+def fresh_part(config: FaithDiffConfig, part: str, vae: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """The aligner or the LQ encoder before any training, of whatever kind the config names.
+
+    Args:
+        config: the architecture.
+        part: "alignment", as `initial_alignment` makes it (zeros for kind "add"), float32; or "lq_encoder", what the
+            VAE's encoder has under the same names, in its dtype.
+        vae: dotted path -> array of the part `vae`; for the LQ encoder.
+        seed: of the aligner.
+
+    Returns:
+        Dotted path -> array for every parameter of the part.
+    """
+    if part not in ("alignment", "lq_encoder"):
+        raise ValueError(f"part is {part!r}: must be alignment or lq_encoder, the others are never made anew")
+    shapes = checkpoint.part_shapes(config, part)
+    if part == "lq_encoder":
+        return {path: vae[f"encoder.{path}"] for path in shapes}
+    if config.alignment.kind == "add":
+        return {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
+    keymap = KeyMap(rules.ALIGNMENT, shapes)
+    return dict(keymap.read(initial_alignment(keymap.published_shapes(), seed).get))
 
 
 def lq_encoder_from_vae(vae: TensorSource) -> TensorSource:

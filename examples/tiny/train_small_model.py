@@ -1,0 +1,89 @@
+"""Train the small model that this repository ships, from photographs to a model directory, in the paper's order.
+
+    python examples/tiny/train_small_model.py --work small_model_runs --output small_model
+
+photographs -> autoencoder -> base (UNet and text encoders) -> stage 1 (aligner) -> stage 2 (all three) -> float16
+
+Each stage is a command of its own, printed before it runs; what is done already is not done again, and a stage that was
+stopped goes on. `--quick` takes a few steps of each, to try the chain.
+"""
+
+import argparse
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import yaml
+
+from faithdiff_jax.weights import checkpoint
+from faithdiff_jax.weights.fresh import write_model
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+STAGES = ("base", "stage1", "stage2")
+QUICK = {"autoencoder": ["steps=3", "warmup=1"], "stage": ["steps=3", "optimizer.warmup=1"]}
+
+
+def main() -> None:
+    """Train, stage by stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for photographs, runs and models")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="the model directory to make")
+    parser.add_argument("--quick", action="store_true", help="a few steps of each stage")
+    options = parser.parse_args()
+    work, configs = options.work, ROOT / "configs" / "tiny"
+    few = QUICK if options.quick else {"autoencoder": [], "stage": []}
+
+    photos = work / "photos"
+    if not photos.exists():
+        run(HERE / "training_photos.py", "--output", photos)
+    model = work / "autoencoder"
+    if not model.exists():
+        command = ["-m", "faithdiff_jax.training.autoencoder", "--config", configs / "autoencoder.yaml"]
+        data = ["--data", photos / "train", "--held-out", photos / "held_out"]
+        run(*command, *data, "--output", model, *few["autoencoder"])
+    recipe = {"recipe": "examples/tiny/train_small_model.py", **provenance(model)}
+    for stage in STAGES:
+        result = work / stage
+        if not result.exists():
+            data = ["--model", model, "--data", photos / "train"]
+            output = ["--output", work / f"run_{stage}"]
+            run(ROOT / "train.py", "--config", configs / f"{stage}.yaml", *data, *output, *few["stage"])
+            run(ROOT / "convert_weights.py", "--run", work / f"run_{stage}", "--output", result)
+        recipe[stage] = {"steps": provenance(result)["run"]["step"]}
+        model = result
+    halve(model, options.output, recipe)
+    print(f"wrote {options.output}")
+
+
+def run(*arguments: object) -> None:
+    """Run a Python command of this repository, and stop where it fails."""
+    command = [sys.executable, *map(str, arguments)]
+    print("$", shlex.join(command), flush=True)
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def provenance(model: pathlib.Path) -> dict:
+    """Where a model directory says that it is from."""
+    return yaml.safe_load((model / checkpoint.CONFIG).read_text(encoding="utf-8"))["provenance"]
+
+
+def halve(model: pathlib.Path, output: pathlib.Path, recipe: dict) -> None:
+    """Write the model again with its parameters in float16, and with the whole recipe as its provenance."""
+    config = checkpoint.read_config(model)
+    params = {
+        part: {
+            path: array.astype(np.float16)
+            for path, array in checkpoint.load_arrays(model, part, checkpoint.part_shapes(config, part))
+        }
+        for part in checkpoint.part_names(config)
+    }
+    write_model(config, params, model, output, recipe)
+
+
+if __name__ == "__main__":
+    main()

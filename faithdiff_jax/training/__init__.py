@@ -1,0 +1,1 @@
+"""Joint training of LQ encoder, aligner and UNet on a device mesh."""

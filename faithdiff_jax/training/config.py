@@ -1,0 +1,278 @@
+"""What a training run is, in one file: which parameters train and how fast, on what data, on which devices.
+
+    configs/stage1.yaml --extends--> other files --key=value overrides--> TrainConfig
+
+A run's own copy, with everything resolved, is RUN_DIR/config.yaml.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from faithdiff_jax.config import from_dict, load_yaml, override
+from faithdiff_jax.data.degradation import DegradationConfig
+from faithdiff_jax.data.loader import LoaderConfig
+from faithdiff_jax.data.mixture import SourceConfig
+from faithdiff_jax.errors import InputError
+
+LOSSES = ("l1", "l2")
+DTYPES = ("float32", "bfloat16")
+REMATERIALISATIONS = ("none", "full", "dots")
+SCHEDULES = ("cosine", "constant")
+
+
+def _at_least(config: Any, **limits: float) -> None:
+    for name, least in limits.items():
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} is {getattr(config, name)}: must be at least {least}")
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: must be one of {', '.join(choices)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+    """Parameters that train at one rate.
+
+    `parameters` are patterns over dotted paths, `unet.conv_in.kernel` say, in which `*` stands for any characters.
+    """
+
+    parameters: tuple[str, ...]
+    learning_rate: float
+    weight_decay: float = 1e-2
+
+    def __post_init__(self):
+        if not self.parameters:
+            raise ValueError("parameters is empty: a group needs at least one pattern, such as unet.*")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}: must be above 0 (freeze parameters instead)")
+        _at_least(self, weight_decay=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up, as published; `clip` is the largest global norm of the gradients, None for no limit."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip: float | None = 1.0
+    warmup: int = 300
+    schedule: str = "cosine"
+    momentum_dtype: str = "float32"
+    """Of the first moment; "bfloat16" saves two bytes a trained parameter."""
+
+    def __post_init__(self):
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: must be from 0 to below 1")
+        _at_least(self, warmup=0)
+        if self.epsilon <= 0:
+            raise ValueError(f"epsilon is {self.epsilon}: must be above 0")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip is {self.clip}: must be above 0, or null for no clipping")
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("momentum_dtype", self.momentum_dtype, DTYPES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EMAConfig:
+    """An exponential moving average of the trained parameters; at step s the decay is min(decay, (1+s)/(10+s))."""
+
+    decay: float = 0.9999
+
+    def __post_init__(self):
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay is {self.decay}: must be from 0 to below 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank updates W + (alpha / rank) A B of frozen kernels (Hu et al. 2021); A and B train as group `group`."""
+
+    parameters: tuple[str, ...] = ("unet.*.attn1.to_*.kernel", "unet.*.attn2.to_*.kernel")
+    rank: int = 16
+    alpha: float = 16.0
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-2
+
+    def __post_init__(self):
+        _at_least(self, rank=1, weight_decay=0)
+        if self.alpha <= 0 or self.learning_rate <= 0:
+            raise ValueError(f"alpha is {self.alpha} and learning_rate {self.learning_rate}: must be above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices: `data` x `fsdp`, -1 for what is left; see `sharding.make_mesh`."""
+
+    data: int = 1
+    fsdp: int = -1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The stream of training pairs, but for the batch and the seed, which are the run's; see `LoaderConfig`."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    crop: int = 512
+    flip: bool = True
+    caption_dropout: float = 0.2
+    degradation: DegradationConfig = DegradationConfig()
+    workers: int = 0
+    prefetch: int = 1
+    bad_file_limit: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Save every `every` steps and at the end; keep the `latest` newest, and every `keep_every`-th step for good."""
+
+    every: int = 500
+    latest: int = 2
+    keep_every: int | None = None
+
+    def __post_init__(self):
+        _at_least(self, every=1, latest=1)
+        if self.keep_every is not None and (self.keep_every < self.every or self.keep_every % self.every):
+            raise ValueError(f"keep_every is {self.keep_every}: must be a multiple of every, {self.every}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Restore `count` pictures of a folder every `every` steps, always with the same noise.
+
+    `photos` are high-quality pictures, degraded with a fixed seed at `level` (I, II or III; see `data.levels`) after
+    a crop from their middle of `crop` pixels, scale 4.
+    """
+
+    photos: str
+    every: int = 1000
+    count: int = 4
+    crop: int = 512
+    level: str = "II"
+    steps: int = 20
+    guidance: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self):
+        _at_least(self, every=1, count=1, crop=1, steps=1, guidance=0)
+        _one_of("level", self.level, ("I", "II", "III"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """What is reported: scalars every `every` steps to TensorBoard, and to Weights & Biases if a project is named.
+
+    `peak_tflops` is one device's bfloat16 matrix rate; None to look it up by the device's name.
+    """
+
+    every: int = 10
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    peak_tflops: float | None = None
+
+    def __post_init__(self):
+        _at_least(self, every=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole run.
+
+    Every parameter of the model is in exactly one of `groups`, or matched by `frozen`. `model` overrides keys of the
+    model directory's architecture; parts whose parameters this changes, or that are to start anew, are named in
+    `fresh`: the aligner then starts as published, the LQ encoder as a copy of the VAE's encoder.
+    """
+
+    steps: int
+    batch: int = 256
+    """The global batch: all devices and all `accumulation` rounds of a step."""
+    accumulation: int = 1
+    seed: int = 0
+    groups: Mapping[str, GroupConfig]
+    frozen: tuple[str, ...] = ()
+    lora: LoRAConfig | None = None
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
+    loss: str = "l1"
+    noise_offset: float = 0.02
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EMAConfig | None = EMAConfig()
+    dtype: str = "bfloat16"
+    """What the networks compute in, and what frozen parameters are held in; trained ones are float32."""
+    rematerialisation: str = "full"
+    """Per block: "none" keeps every activation, "dots" the results of matrix products, "full" the blocks' inputs."""
+    mesh: MeshConfig = MeshConfig()
+    data: DataConfig = DataConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig | None = None
+    watch: WatchConfig = WatchConfig()
+    stop_after_bad_steps: int = 10
+    """Steps in a row whose loss or gradients are not finite; each is left out, this many end the run."""
+
+    def __post_init__(self):
+        _at_least(self, steps=1, batch=1, accumulation=1, noise_offset=0, stop_after_bad_steps=1)
+        if not self.groups and self.lora is None:
+            raise ValueError("groups is empty: at least one group of parameters must train")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}: must be from 0 to 2^32 - 1")
+        if self.batch % self.accumulation:
+            raise ValueError(f"batch is {self.batch}: must be a multiple of accumulation, {self.accumulation}")
+        if self.optimizer.warmup >= self.steps and self.optimizer.schedule == "cosine":
+            raise ValueError(f"optimizer.warmup is {self.optimizer.warmup}: must be below steps, {self.steps}")
+        _one_of("loss", self.loss, LOSSES)
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("rematerialisation", self.rematerialisation, REMATERIALISATIONS)
+        for part in self.fresh:
+            _one_of("fresh", part, ("alignment", "lq_encoder"))
+
+    @property
+    def loader(self) -> LoaderConfig:
+        """The data's configuration, with the run's batch and seed."""
+        fields = {field.name: getattr(self.data, field.name) for field in dataclasses.fields(DataConfig)}
+        return LoaderConfig(**fields, batch=self.batch, seed=self.seed)
+
+
+# What a resumed run may change: none of it bears on the parameters that come out.
+FREE_TO_CHANGE = (
+    "mesh", "data.workers", "data.prefetch", "data.bad_file_limit", "checkpoint", "validation", "watch",
+    "stop_after_bad_steps", "rematerialisation",
+)  # fmt: skip
+
+
+def load_train_config(path: pathlib.Path | str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a run's configuration.
+
+    A file may begin with `extends: OTHER.yaml` (beside it), whose keys it then overrides one by one, however deep;
+    null takes a key's value away, so that a group of the other file can be left out.
+
+    Raises:
+        InputError: a file that cannot be read, an unknown key, or a value outside its range.
+    """
+    data = override(_extended(pathlib.Path(path), ()), overrides)
+    groups = data.get("groups")
+    if isinstance(groups, dict):
+        data["groups"] = {name: group for name, group in groups.items() if group is not None}
+    return from_dict(TrainConfig, data, str(path))
+
+
+def _extended(path: pathlib.Path, seen: tuple[pathlib.Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise InputError(f"{path}: extends itself")
+    data = load_yaml(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    return _over(_extended(path.parent / str(base), (*seen, path.resolve())), data)
+
+
+def _over(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in data.items():
+        inner = merged.get(key)
+        merged[key] = _over(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged

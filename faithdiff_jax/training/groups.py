@@ -1,0 +1,65 @@
+"""Which parameters train, in which group, and which are frozen: patterns over dotted paths, none left out."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.training.config import TrainConfig
+from faithdiff_jax.training.lora import LORA_GROUP, adapter_paths
+
+NAMED_AT_MOST = 5
+# The VAE is only ever encoded with, and its latents are the loss's ground: autoencoder.py trains it.
+NEVER_TRAINED = "vae."
+
+
+def assign_groups(config: TrainConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Name the group of every parameter that trains.
+
+    Args:
+        config: the run's groups, frozen patterns and LoRA.
+        shapes: dotted path, part first -> shape, of every parameter of the model.
+
+    Returns:
+        Path -> group of what trains, LoRA's own parameters included; all other paths are frozen.
+
+    Raises:
+        InputError: a pattern that matches nothing, a parameter that two groups claim or that none speaks for, or one
+            that cannot train.
+    """
+    claims: dict[str, list[str]] = {path: [] for path in shapes}
+    patterns = [
+        (name, "groups." + name, pattern) for name, group in config.groups.items() for pattern in group.parameters
+    ]
+    patterns += [("", "frozen", pattern) for pattern in config.frozen]
+    for group, key, pattern in patterns:
+        matched = fnmatch.filter(shapes, pattern)
+        if not matched:
+            raise InputError(f"{key}: pattern {pattern!r} matches no parameter, such as {next(iter(shapes))}")
+        for path in matched:
+            if group not in claims[path]:
+                claims[path].append(group)
+
+    several = {path: groups for path, groups in claims.items() if len(groups) > 1}
+    if several:
+        path, groups = next(iter(several.items()))
+        names = " and ".join(name or "frozen" for name in groups)
+        raise InputError(f"{path}: claimed by {names}{_more(several)}; a parameter must be in one group, or frozen")
+    none = [path for path, groups in claims.items() if not groups]
+    if none:
+        raise InputError(f"no group has {_listed(none)}: add a pattern to a group, or to frozen")
+    trained = {path: groups[0] for path, groups in claims.items() if groups[0]}
+    vae = [path for path in trained if path.startswith(NEVER_TRAINED)]
+    if vae:
+        raise InputError(f"group {trained[vae[0]]!r} has {_listed(vae)}: the VAE stays frozen, add vae.* to frozen")
+    if config.lora is not None:
+        trained |= dict.fromkeys(adapter_paths(config.lora, shapes, trained), LORA_GROUP)
+    return trained
+
+
+def _listed(paths: Iterable[str]) -> str:
+    paths = list(paths)
+    return ", ".join(paths[:NAMED_AT_MOST]) + (f" and {len(paths) - NAMED_AT_MOST} more" * (len(paths) > NAMED_AT_MOST))
+
+
+def _more(paths: Mapping[str, object]) -> str:
+    return f" (and {len(paths) - 1} more such)" if len(paths) > 1 else ""

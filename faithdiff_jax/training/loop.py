@@ -1,0 +1,311 @@
+"""A training run from its configuration to its last checkpoint.
+
+    checks, on shapes alone -> run directory -> loader, parameters or checkpoint -> step after step -> checkpoints,
+    scalars, validation pictures
+
+Everything that can be wrong with the input is found before parameters are read. Whatever ends a run, its directory
+holds a whole checkpoint to go on from, bit for bit as if it had not stopped.
+"""
+
+import contextlib
+import logging
+import pathlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from faithdiff_jax.config import FaithDiffConfig
+from faithdiff_jax.data.loader import BatchIterator, Loader
+from faithdiff_jax.errors import InputError, RunError
+from faithdiff_jax.sharding import batch_sharding, make_mesh
+from faithdiff_jax.text import Tokenizers
+from faithdiff_jax.training import flops
+from faithdiff_jax.training.checkpoints import Checkpoints
+from faithdiff_jax.training.config import TrainConfig
+from faithdiff_jax.training.groups import assign_groups
+from faithdiff_jax.training.optimizer import Flat
+from faithdiff_jax.training.parameters import inference_params, load_parameters, model_shapes, trained_shapes
+from faithdiff_jax.training.run_directory import RunDirectory, model_config, open_run
+from faithdiff_jax.training.step import State, TrainStep, check_batch
+from faithdiff_jax.training.validation import Validation
+from faithdiff_jax.training.watch import Watch
+from faithdiff_jax.weights import checkpoint
+
+log = logging.getLogger("faithdiff_jax")
+
+# With several processes, how often they ask each other whether one was told to stop.
+ASK_EVERY = 10
+
+# How many steps are done, and the metrics of the last of them.
+Reported = tuple[int, dict[str, jax.Array]]
+
+
+def train(
+    config: TrainConfig, model_dir: pathlib.Path | str, output: pathlib.Path | str, *, resume: str = "auto"
+) -> int:
+    """Run, or go on with a run, to its last step or until the process is told to stop (SIGTERM, SIGINT).
+
+    Args:
+        config: the run.
+        model_dir: the model directory that it starts from.
+        output: the run's directory.
+        resume: see `run_directory.open_run`.
+
+    Returns:
+        How many steps are done: `config.steps`, or less if it was told to stop.
+
+    Raises:
+        InputError: something about the input is wrong, or the disk or the data failed on the way.
+        RunError: too many steps in a row were not finite.
+    """
+    model_dir = pathlib.Path(model_dir)
+    is_main = jax.process_index() == 0
+    model = model_config(config, model_dir)
+    shapes = model_shapes(model)
+    labels = assign_groups(config, shapes)
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    check_batch(config, model, mesh.size, jax.process_count())
+    tokenizers = load_tokenizers(model, model_dir)
+    loader = open_loader(config, tokenizers)
+    step = TrainStep(config, model, labels, mesh)
+    validation = None
+    if config.validation is not None:
+        validation = Validation(config.validation, model, tokenizers, dtype=jnp.dtype(config.dtype), mesh=mesh)
+
+    with contextlib.ExitStack() as open_:
+        directory = open_.enter_context(open_run(output, config, model_dir, resume=resume, is_main=is_main))
+        _meet("the run's directory is open")
+        checkpoints = Checkpoints(directory.checkpoints, config.checkpoint)
+        open_.callback(checkpoints.close)
+        batches = open_.enter_context(iter(loader))
+        state, frozen = _start(step, model_dir, checkpoints, batches)
+        first = int(state["step"])
+        if first:
+            log.info("resumed at step %d of %d", first, config.steps)
+        if first >= config.steps:
+            return first
+        watch = open_.enter_context(
+            Watch(
+                config.watch,
+                directory.path,
+                steps=config.steps,
+                first_step=first,
+                batch=config.batch,
+                flops_per_step=step_flops(step, shapes) if _peak_is_known(config) else None,
+                devices=mesh.size,
+                is_main=is_main,
+            )
+        )
+        stop = open_.enter_context(_stop_signals())
+        run = _Run(step, frozen, batches, checkpoints, watch, validation, directory)
+        return run.go(state, first, stop)
+
+
+def open_loader(config: TrainConfig, tokenizers: Tokenizers) -> Loader:
+    """This process's share of the data.
+
+    Raises:
+        InputError: settings outside their range, or sources that cannot be opened.
+    """
+    try:
+        settings = config.loader
+    except ValueError as error:
+        raise InputError(f"data: {error}") from None
+    return Loader(settings, tokenizers, process_index=jax.process_index(), process_count=jax.process_count())
+
+
+def load_tokenizers(model: FaithDiffConfig, model_dir: pathlib.Path) -> Tokenizers:
+    """The model's tokenizers, checked against its text encoders.
+
+    Raises:
+        InputError: a tokenizer whose ids its text encoder does not know, or that is of another length.
+    """
+    names = checkpoint.numbered("tokenizer", len(model.text_encoders))
+    tokenizers = Tokenizers.load([model_dir / name for name in names])
+    for name, ids, size, encoder in zip(
+        names, tokenizers(["a", ""]), tokenizers.vocabulary_sizes, model.text_encoders, strict=True
+    ):
+        if size > encoder.vocab_size or encoder.end_token not in ids:
+            raise InputError(
+                f"{model_dir / name}: does not go with its text encoder: {size} tokens for a vocab_size of "
+                f"{encoder.vocab_size}, or another end_token than {encoder.end_token}"
+            )
+        if ids.shape[1] > encoder.positions:
+            raise InputError(
+                f"{model_dir / name}: gives {ids.shape[1]} tokens, its text encoder has {encoder.positions} positions"
+            )
+    return tokenizers
+
+
+def step_flops(step: TrainStep, shapes: dict[str, tuple[int, ...]]) -> float:
+    """Model FLOPs of one step: matrix products of loss and gradients, without any that rematerialisation repeats."""
+    config, model = step.config, step.model
+    trained = _abstract(trained_shapes(config, shapes, step.labels), jnp.float32)
+    frozen = _abstract({path: shape for path, shape in shapes.items() if path not in step.labels}, step.dtype)
+    plain = step.without_rematerialisation()
+    # FLOPs go with the batch, and a batch of one unit traces faster.
+    samples = model.alignment.group or 1
+    batch = abstract_batch(config, model, samples)
+    one = flops.count(plain.gradients, trained, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32))
+    return one / samples * config.batch
+
+
+def abstract_batch(config: TrainConfig, model: FaithDiffConfig, samples: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch as `TrainStep.update` takes it."""
+    image = (samples, config.data.crop, config.data.crop, 3)
+    batch = {name: jax.ShapeDtypeStruct(image, jnp.float32) for name in ("hq", "lq")}
+    batch["time_ids"] = jax.ShapeDtypeStruct((samples, 6), jnp.float32)
+    batch["row"] = jax.ShapeDtypeStruct((samples,), jnp.int32)
+    for i, encoder in enumerate(model.text_encoders):
+        batch[f"token_ids_{i}"] = jax.ShapeDtypeStruct((samples, encoder.positions), jnp.int32)
+    return batch
+
+
+def _peak_is_known(config: TrainConfig) -> bool:
+    return bool(config.watch.peak_tflops or flops.peak_tflops(jax.local_devices()[0]))
+
+
+def _abstract(shapes: dict[str, tuple[int, ...]], dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    return {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes.items()}
+
+
+def _start(
+    step: TrainStep, model_dir: pathlib.Path, checkpoints: Checkpoints, batches: BatchIterator
+) -> tuple[State, Flat]:
+    """The state to go on from: of the latest checkpoint, or of the model directory; and the frozen parameters."""
+    assert step.mesh is not None
+    latest = checkpoints.latest_step()
+    trained, frozen = load_parameters(
+        step.config, model_dir, step.model, step.labels, step.mesh, only_frozen=latest is not None
+    )
+    if latest is None:
+        shardings = step.shardings(jax.eval_shape(step.init, trained))
+        return jax.jit(step.init, out_shardings=shardings, donate_argnums=0)(trained), frozen
+    shapes = trained_shapes(step.config, model_shapes(step.model), step.labels)
+    abstract = jax.eval_shape(step.init, _abstract(shapes, jnp.float32))
+    placed = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract,
+        step.shardings(abstract),
+    )
+    state, data = checkpoints.restore(latest, placed)
+    batches.set_state(data)
+    return state, frozen
+
+
+class _Run:
+    """The steps of a run, between its start and its end."""
+
+    def __init__(
+        self,
+        step: TrainStep,
+        frozen: Flat,
+        batches: BatchIterator,
+        checkpoints: Checkpoints,
+        watch: Watch,
+        validation: Validation | None,
+        directory: RunDirectory,
+    ):
+        self.step, self.frozen, self.batches = step, frozen, batches
+        self.checkpoints, self.watch, self.validation, self.directory = checkpoints, watch, validation, directory
+        self.config = step.config
+
+    def go(self, state: State, first: int, stop: threading.Event) -> int:
+        """Step on from `first`; returns how many steps are done in all, the last of them saved."""
+        config, done = self.config, first
+        unreported: Reported | None = None
+        position = self.batches.get_state()
+        log.info("compiling the training step (once a run)")
+        try:
+            while done < config.steps and not self._told_to_stop(stop, done):
+                batch = self._batch()
+                position = self.batches.get_state()
+                state, metrics = self.step.run(state, self.frozen, batch)
+                done += 1
+                # The step before this one is reported while this one is computed.
+                before, unreported = unreported, (done, metrics)
+                self._report(before)
+                if self.checkpoints.due(done):
+                    self.checkpoints.save(done, state, position)
+                if self.validation is not None and done % self.validation.config.every == 0:
+                    self._validate(done, state)
+            before, unreported = unreported, None
+            self._report(before)
+        except InputError:
+            # The data failed, or the disk: what is done is kept if it can be.
+            with contextlib.suppress(InputError, RunError):
+                self._report(unreported)
+            with contextlib.suppress(InputError):
+                self.checkpoints.save(done, state, position)
+                self.checkpoints.wait()
+            raise
+        self.checkpoints.save(done, state, position)
+        self.checkpoints.wait()
+        return done
+
+    def _batch(self) -> dict[str, jax.Array]:
+        """The next batch, each process's part of it where its devices are, with every sample's row in the whole."""
+        batch = next(self.batches)
+        del batch["index"]
+        local = len(batch["hq"])
+        batch["row"] = np.arange(local, dtype=np.int32) + local * jax.process_index()
+        assert self.step.mesh is not None
+        sharding = batch_sharding(self.step.mesh, self.config.batch)
+        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+    def _report(self, reported: Reported | None) -> None:
+        if reported is None:
+            return
+        step, metrics = reported
+        values = jax.device_get(metrics)
+        self.watch.update(step, {name: value if value.ndim else value.item() for name, value in values.items()})
+        if values["skipped_in_a_row"] >= self.config.stop_after_bad_steps:
+            raise RunError(
+                f"step {step}: loss or gradients were not finite {values['skipped_in_a_row']} times in a row; none of "
+                f"these steps was applied, and what {self.directory.checkpoints} holds is intact"
+            )
+
+    def _validate(self, step: int, state: State) -> None:
+        assert self.validation is not None
+        with self.watch.pause():
+            scores, picture = self.validation.run(inference_params(self.config, state, self.frozen))
+            self.watch.validation(step, scores, picture)
+
+    def _told_to_stop(self, stop: threading.Event, done: int) -> bool:
+        """Whether this process, or with several of them any, was told to stop."""
+        if jax.process_count() == 1:
+            return stop.is_set()
+        if done % ASK_EVERY:
+            return False
+        return bool(np.any(multihost_utils.process_allgather(np.array(stop.is_set()))))
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """SIGTERM and Ctrl-C set the event while the block runs; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+        log.info("told to stop (%s): finishing this step and saving", signal.Signals(number).name)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _meet(name: str) -> None:
+    """Wait for the other processes, if there are any."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,82 @@
+"""Low-rank adaptation (Hu et al. 2021): frozen kernels W become W + (alpha / rank) A B, and only A and B train.
+
+A kernel's A is (..., in, rank) and its B (..., rank, out), with the leading axis of a stack; B starts at zero, so that
+training starts from the plain model, and the sum is an ordinary kernel again whenever a model is to be saved.
+"""
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.training.config import LoRAConfig
+
+LORA_GROUP = "lora"
+PREFIX = "lora."
+
+
+def adapter_shapes(config: LoRAConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """`lora.<kernel's path>.a` and `.b` -> shape, for every kernel that the patterns match.
+
+    Raises:
+        InputError: a pattern that matches nothing or something other than the kernel of a linear layer, or a rank that
+            saves nothing.
+    """
+    adapters = {}
+    for pattern in config.parameters:
+        matched = fnmatch.filter(shapes, pattern)
+        if not matched:
+            raise InputError(f"lora.parameters: pattern {pattern!r} matches no parameter")
+        for path in matched:
+            shape = shapes[path]
+            if not path.endswith(".kernel") or len(shape) not in (2, 3):
+                raise InputError(f"lora.parameters: pattern {pattern!r} matches {path} {shape}, not a linear kernel")
+            *stack, inputs, outputs = shape
+            if config.rank >= min(inputs, outputs):
+                raise InputError(
+                    f"lora.rank is {config.rank}: must be below the sides of {path}, {inputs} and {outputs}"
+                )
+            adapters[f"{PREFIX}{path}.a"] = (*stack, inputs, config.rank)
+            adapters[f"{PREFIX}{path}.b"] = (*stack, config.rank, outputs)
+    return adapters
+
+
+def adapter_paths(
+    config: LoRAConfig, shapes: Mapping[str, tuple[int, ...]], trained: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The paths of `adapter_shapes`; a kernel that a group trains as well is an InputError."""
+    paths = tuple(adapter_shapes(config, shapes))
+    for path in paths:
+        kernel = path.removeprefix(PREFIX).rpartition(".")[0]
+        if kernel in trained:
+            raise InputError(f"{kernel}: claimed by lora and by group {trained[kernel]!r}; freeze what LoRA adapts")
+    return paths
+
+
+def initial_adapter(path: str, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
+    """A uniform in +-1/sqrt(inputs), from the key and the path; B zero. float32."""
+    if path.endswith(".b"):
+        return jnp.zeros(shape, jnp.float32)
+    bound = 1 / math.sqrt(shape[-2])
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def merged(kernel: Any, a: Any, b: Any, scale: float) -> Any:
+    """W + scale * A B, in the kernel's dtype; NumPy or JAX arrays, `scale` is alpha / rank."""
+    return kernel + (scale * (a @ b)).astype(kernel.dtype)
+
+
+def merge_adapters(config: LoRAConfig | None, params: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of the model, without `lora.` paths: every adapted kernel with its update added."""
+    plain = {path: array for path, array in params.items() if not path.startswith(PREFIX)}
+    if config is not None:
+        for path in params:
+            if path.startswith(PREFIX) and path.endswith(".a"):
+                kernel = path.removeprefix(PREFIX).removesuffix(".a")
+                b = params[path.removesuffix(".a") + ".b"]
+                plain[kernel] = merged(plain[kernel], params[path], b, config.alpha / config.rank)
+    return plain

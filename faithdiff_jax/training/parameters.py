@@ -1,0 +1,106 @@
+"""A run's parameters: read from its model directory, or started anew, and laid out over the mesh.
+
+model directory -> {path: array}, trained in float32 and frozen in the compute dtype
+state + frozen  -> {part: nested dict}, for inference
+"""
+
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from faithdiff_jax.config import FaithDiffConfig
+from faithdiff_jax.sharding import parameter_sharding
+from faithdiff_jax.training.config import TrainConfig
+from faithdiff_jax.training.lora import adapter_shapes, initial_adapter, merge_adapters
+from faithdiff_jax.training.optimizer import Flat
+from faithdiff_jax.weights import checkpoint
+from faithdiff_jax.weights.initial import fresh_part
+from faithdiff_jax.weights.keymap import Params, flatten, unflatten
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def model_shapes(model: FaithDiffConfig) -> Shapes:
+    """Dotted path, part first -> shape, of every parameter of the model."""
+    return {
+        f"{part}.{path}": shape
+        for part in checkpoint.part_names(model)
+        for path, shape in checkpoint.part_shapes(model, part).items()
+    }
+
+
+def trained_shapes(config: TrainConfig, shapes: Shapes, labels: Mapping[str, str]) -> Shapes:
+    """Path -> shape of what trains, LoRA's own parameters included."""
+    adapters = {} if config.lora is None else adapter_shapes(config.lora, shapes)
+    return {path: (shapes | adapters)[path] for path in labels}
+
+
+def load_parameters(
+    config: TrainConfig,
+    model_dir: pathlib.Path,
+    model: FaithDiffConfig,
+    labels: Mapping[str, str],
+    mesh: Mesh,
+    *,
+    only_frozen: bool = False,
+) -> tuple[Flat, Flat]:
+    """Read, or start anew, every parameter: (trained, frozen), on the mesh.
+
+    With `only_frozen`, parts that train as a whole are left out: a checkpoint has them.
+
+    Raises:
+        InputError: a part of the model directory does not fit the run's architecture, and is not in `fresh`.
+    """
+    trained: Flat = {}
+    frozen: Flat = {}
+    for part in checkpoint.part_names(model):
+        if only_frozen and all(f"{part}.{path}" in labels for path in checkpoint.part_shapes(model, part)):
+            continue
+        for path, array in _part(config, model_dir, model, part, labels, mesh).items():
+            if path in labels:
+                trained[path] = array
+            else:
+                frozen[path] = array.astype(config.dtype)
+    if config.lora is not None:
+        for path, shape in adapter_shapes(config.lora, model_shapes(model)).items():
+            key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(path.encode()))
+            place = parameter_sharding(mesh, shape)
+            trained[path] = jax.jit(initial_adapter, static_argnums=(0, 1), out_shardings=place)(path, shape, key)
+    return trained, frozen
+
+
+def _part(
+    config: TrainConfig,
+    model_dir: pathlib.Path,
+    model: FaithDiffConfig,
+    part: str,
+    labels: Mapping[str, str],
+    mesh: Mesh,
+) -> Flat:
+    shapes = checkpoint.part_shapes(model, part)
+    sharding = {path: parameter_sharding(mesh, shape) for path, shape in shapes.items()}
+    if part not in config.fresh:
+        dtype = jnp.float32 if any(f"{part}.{path}" in labels for path in shapes) else jnp.dtype(config.dtype)
+        loaded = flatten(checkpoint.load_params(model_dir, part, config=model, dtype=dtype, sharding=sharding))
+        return {f"{part}.{path}": array for path, array in loaded.items()}
+    vae = dict(checkpoint.load_arrays(model_dir, "vae", checkpoint.part_shapes(model, "vae")))
+    fresh = fresh_part(model, part, vae, config.seed)
+    return {f"{part}.{path}": _put(array.astype(np.float32), sharding[path]) for path, array in fresh.items()}
+
+
+def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Lay an array that every process holds out over the mesh."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def inference_params(config: TrainConfig, state: Mapping[str, Any], frozen: Flat) -> dict[str, Params]:
+    """The model as it would be exported (its moving average, if there is one), by part and in the compute dtype."""
+    trained = state.get("ema", state["trained"])
+    cast = {path: array.astype(config.dtype) for path, array in trained.items()}
+    return unflatten(merge_adapters(config.lora, frozen | cast))

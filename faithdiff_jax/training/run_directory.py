@@ -1,0 +1,272 @@
+"""The directory of a run: one run at a time writes it, and only a run of the same configuration continues it.
+
+RUN_DIR/config.yaml     format, model (directory, digest), config (TrainConfig, everything resolved)
+RUN_DIR/checkpoints/    see `checkpoints`
+RUN_DIR/validation/     pictures
+RUN_DIR/tensorboard/    scalars
+RUN_DIR/.lock           held by the process that writes; the system releases it when that process ends, however it ends
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+import yaml
+
+from faithdiff_jax.config import FaithDiffConfig, from_dict, load_yaml, to_dict
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.training.config import FREE_TO_CHANGE, TrainConfig
+from faithdiff_jax.weights import checkpoint
+
+FORMAT = 1
+CONFIG = "config.yaml"
+LOCK = ".lock"
+RESUMES = ("auto", "never", "must")
+ABSENT = "absent"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What RUN_DIR/config.yaml says: the configuration, and the model directory that the run started from."""
+
+    config: TrainConfig
+    model_dir: pathlib.Path
+    digest: str
+    """`model_digest` of the model directory when the run began."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunDirectory:
+    """A run's directory, locked until `close` (or the end of a `with` block) where this process writes it."""
+
+    path: pathlib.Path
+    run: Run
+    lock: IO[str] | None = None
+    """None in processes that only read."""
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """The folder of the Orbax checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def validation(self) -> pathlib.Path:
+        """The folder of the validation's pictures."""
+        return self.path / "validation"
+
+    @property
+    def tensorboard(self) -> pathlib.Path:
+        """The folder of TensorBoard's scalars."""
+        return self.path / "tensorboard"
+
+    def close(self) -> None:
+        """Let another run have the directory."""
+        if self.lock is not None:
+            self.lock.close()
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def open_run(
+    path: pathlib.Path | str,
+    config: TrainConfig,
+    model_dir: pathlib.Path | str,
+    *,
+    resume: str = "auto",
+    is_main: bool = True,
+) -> RunDirectory:
+    """Begin a run in a directory, or continue the one it holds.
+
+    Nothing is written unless everything fits. With several processes, the main one locks and writes and the others
+    check what they find; they are to meet afterwards, since only the main one can tell a run of its own from one that
+    was there before.
+
+    Args:
+        path: RUN_DIR; a new or empty directory begins a run.
+        config: the run's configuration, resolved.
+        model_dir: the model directory that it starts from.
+        resume: "auto" begins or continues, "never" refuses a directory that holds a run, "must" one that holds none.
+        is_main: whether this process writes.
+
+    Raises:
+        InputError: a directory of something else, one that another run writes to, or one whose run is not to be
+            continued, has another model, or another configuration (every difference is named; keys of
+            `FREE_TO_CHANGE` may differ).
+    """
+    if resume not in RESUMES:
+        raise InputError(f"resume is {resume!r}: must be one of {', '.join(RESUMES)}")
+    path = pathlib.Path(path)
+    run = Run(config=config, model_dir=pathlib.Path(model_dir).absolute(), digest=model_digest(model_dir))
+    _check(path, run, resume, is_main)
+    if not is_main:
+        return RunDirectory(path=path, run=run)
+    lock = _lock(path)
+    try:
+        # Again, now that nobody else can write.
+        if _check(path, run, resume, is_main) != run:
+            _write_config(path, run)
+    except BaseException:
+        lock.close()
+        raise
+    return RunDirectory(path=path, run=run, lock=lock)
+
+
+def read_run(path: pathlib.Path | str) -> Run:
+    """Read what a run is, without a lock: it may be under way.
+
+    Raises:
+        InputError: not a run's directory, or one of another format.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such run directory (train.py makes one)")
+    run = _read(path)
+    if run is None:
+        raise InputError(f"{path}: not a run directory, it has no {CONFIG} (train.py makes one)")
+    return run
+
+
+def model_digest(model_dir: pathlib.Path | str) -> str:
+    """SHA-256 of a model directory's config.yaml, which states the architecture, the sizes and where they are from."""
+    path = pathlib.Path(model_dir) / checkpoint.CONFIG
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{model_dir}: not a model directory, its {checkpoint.CONFIG} cannot be read ({error.strerror}; "
+            "convert_weights.py makes one)"
+        ) from None
+
+
+def model_config(config: TrainConfig, model_dir: pathlib.Path | str) -> FaithDiffConfig:
+    """The architecture that is trained: the model directory's, with the overrides of `config.model` put in.
+
+    Raises:
+        InputError: not a model directory, or an override with an unknown key or a value its config refuses.
+    """
+    architecture = checkpoint.read_config(model_dir)
+    if not config.model:
+        return architecture
+    return from_dict(FaithDiffConfig, _over(to_dict(architecture), config.model), "model")
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, what changed) for every value in which two nested mappings differ."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        if old != new:
+            yield prefix, f"{prefix} was {_said(old)}, is {_said(new)}"
+        return
+    for key in [*old, *(key for key in new if key not in old)]:
+        yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{prefix}.{key}" if prefix else str(key))
+
+
+def _check(path: pathlib.Path, run: Run, resume: str, is_main: bool) -> Run | None:
+    """The run that the directory holds, if `run` may continue it; None if there is none and one may begin."""
+    found = _read(path)
+    if found is None:
+        if resume == "must":
+            raise InputError(f"{path}: holds no run to resume (no {CONFIG}); check the path, or leave --resume away")
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: is a file, a directory is needed")
+        others = sorted(entry.name for entry in path.iterdir() if not _is_ours(entry.name)) if path.is_dir() else []
+        if others:
+            raise InputError(f"{path}: not a run's directory, it holds {others[0]}; give a new or an empty one")
+        return None
+    if resume == "never" and is_main:
+        raise InputError(f"{path}: holds a run already; resume it (--resume auto), or give another --output")
+    if found.digest != run.digest:
+        raise InputError(
+            f"{path}: its run started from {found.model_dir} as it was then; {run.model_dir} is another model "
+            f"({checkpoint.CONFIG} has digest {run.digest[:12]}, the run's {found.digest[:12]})"
+        )
+    refused = [
+        change
+        for key, change in differences(to_dict(found.config), to_dict(run.config))
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE)
+    ]
+    if refused:
+        raise InputError(f"{path}: its run has another configuration: {'; '.join(refused)}; give another --output")
+    return found
+
+
+def _read(path: pathlib.Path) -> Run | None:
+    file = path / CONFIG
+    if not file.exists():
+        return None
+    data = load_yaml(file)
+    if "config" not in data:
+        raise InputError(f"{path}: not a run's directory, its {CONFIG} is of something else; give a new one")
+    if data.get("format") != FORMAT:
+        raise InputError(f"{file}: format is {data.get('format')!r}, this version reads format {FORMAT}")
+    model, config = data.get("model"), data["config"]
+    if not isinstance(model, dict) or model.keys() != {"directory", "digest"} or not isinstance(config, dict):
+        raise InputError(f"{file}: damaged, it needs model with directory and digest, and config")
+    return Run(
+        config=from_dict(TrainConfig, config, str(file)),
+        model_dir=pathlib.Path(str(model["directory"])),
+        digest=str(model["digest"]),
+    )
+
+
+def _write_config(path: pathlib.Path, run: Run) -> None:
+    """Replace config.yaml as a whole: a reader, or a process killed here, finds the old one or the new one."""
+    model = {"directory": str(run.model_dir), "digest": run.digest}
+    data = {"format": FORMAT, "model": model, "config": to_dict(run.config)}
+    part = path / f".{CONFIG}.partial"
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            yaml.safe_dump(data, file, sort_keys=False, allow_unicode=True, width=120)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path / CONFIG)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path / CONFIG}: cannot be written ({error.strerror})") from None
+
+
+def _lock(path: pathlib.Path) -> IO[str]:
+    """Hold RUN_DIR/.lock; the file stays when the lock goes."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written to ({error.strerror})") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read() if isinstance(error, BlockingIOError) else ""
+        lock.close()
+        if isinstance(error, BlockingIOError):
+            raise InputError(f"{path}: another run ({holder}) is writing to it; give another --output") from None
+        raise InputError(f"{path}: cannot be locked ({error.strerror})") from None
+    return lock
+
+
+def _is_ours(name: str) -> bool:
+    """What a run that was killed as it began may have left."""
+    return name in (LOCK, f".{CONFIG}.partial")
+
+
+def _said(value: Any) -> str:
+    return value if value is ABSENT else json.dumps(value, ensure_ascii=False)
+
+
+def _over(base: Any, overrides: Any) -> Any:
+    """`overrides` put over `base`, mapping by mapping; any other value is replaced as a whole."""
+    if not isinstance(base, Mapping) or not isinstance(overrides, Mapping):
+        return overrides
+    return {**base, **{key: _over(base.get(key), value) for key, value in overrides.items()}}

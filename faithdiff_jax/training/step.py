@@ -1,0 +1,256 @@
+"""One training step: a batch on the mesh -> loss -> gradients -> groups of AdamW -> moving average.
+
+    hq --VAE--> latents; with noise of a timestep --> noisy
+    lq --LQ encoder--> features; token ids --text encoders--> context, pooled
+    noisy, features, context, pooled --aligner + UNet--> predicted noise --L1--> loss
+
+The step is a pure function of (state, frozen parameters, batch). What it draws (timesteps, noise, VAE samples) comes
+from the seed, the step and each sample's row in the global batch: devices, processes and accumulation change nothing.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from faithdiff_jax.config import FaithDiffConfig
+from faithdiff_jax.diffusion.schedule import add_noise
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.layers import rematerialise
+from faithdiff_jax.networks import Networks
+from faithdiff_jax.sharding import batch_constraint, parameter_sharding
+from faithdiff_jax.training.config import TrainConfig
+from faithdiff_jax.training.lora import merge_adapters
+from faithdiff_jax.training.optimizer import (
+    Flat,
+    all_groups,
+    group_norms,
+    learning_rate,
+    make_optimizer,
+    update_average,
+)
+from faithdiff_jax.weights import checkpoint
+from faithdiff_jax.weights.keymap import unflatten
+
+State = dict[str, Any]
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """What is random in a step, for b samples.
+
+    Attributes:
+        timesteps: (b,) int32, even over 0..train_steps - 1.
+        noise: (b, h, w, c), standard normal plus the noise offset: added to the latents, and to be predicted.
+        vae_noise: (b, h, w, c), standard normal: which sample of the VAE's latent distribution is taken.
+    """
+
+    timesteps: jax.Array
+    noise: jax.Array
+    vae_noise: jax.Array
+
+
+def draw(
+    seed: int, step: jax.Array, rows: jax.Array, shape: tuple[int, int, int], train_steps: int, noise_offset: float
+) -> Draws:
+    """Draw for the samples in the given rows of the global batch; `shape` is a latent's (h, w, c)."""
+
+    def one(row):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row)
+        for_timestep, for_noise, for_offset, for_vae = jax.random.split(key, 4)
+        offset = noise_offset * jax.random.normal(for_offset, (1, 1, shape[-1]))
+        return (
+            jax.random.randint(for_timestep, (), 0, train_steps),
+            jax.random.normal(for_noise, shape) + offset,
+            jax.random.normal(for_vae, shape),
+        )
+
+    return Draws(*jax.vmap(one)(rows))
+
+
+def check_batch(config: TrainConfig, model: FaithDiffConfig, devices: int, processes: int) -> None:
+    """See that the batch divides over accumulation rounds, devices and processes, before anything is allocated.
+
+    Raises:
+        InputError: it does not, or under `mixing="batch"` a group is not stated or would be torn apart.
+    """
+    alignment = model.alignment
+    unit = 1
+    if alignment.mixing == "batch":
+        if alignment.group is None:
+            raise InputError("model.alignment.group is null: mixing 'batch' needs the group's size to train, 16 say")
+        unit = alignment.group
+    if config.batch % processes:
+        raise InputError(f"batch is {config.batch}: must be a multiple of the processes, {processes}")
+    if config.batch % (config.accumulation * devices * unit):
+        groups = f" x alignment.group {unit}" if unit > 1 else ""
+        raise InputError(
+            f"batch is {config.batch}: must be a multiple of accumulation {config.accumulation} x "
+            f"{devices} devices{groups}, {config.accumulation * devices * unit}"
+        )
+    if config.data.crop % model.vae.factor:
+        raise InputError(f"data.crop is {config.data.crop}: must be a multiple of the VAE's {model.vae.factor}")
+
+
+class TrainStep:
+    """The compiled step of a run, and the pieces it is made of.
+
+    Attributes:
+        optimizer: the optax transformation over the flat dict of trained parameters.
+        run: (state, frozen, batch) -> (state, metrics), jitted; the state's memory is reused.
+        loss: (trained, frozen, batch, draws) -> (mean loss, losses (b,)), for a batch without accumulation.
+    """
+
+    def __init__(self, config: TrainConfig, model: FaithDiffConfig, labels: Mapping[str, str], mesh: Mesh | None):
+        self.config, self.model, self.labels, self.mesh = config, model, dict(labels), mesh
+        self.dtype = jnp.dtype(config.dtype)
+        self.networks = Networks(model, self.dtype)
+        self.optimizer = make_optimizer(config, labels)
+        self._constrain = batch_constraint(mesh)
+        self.run = jax.jit(self.update, donate_argnums=0)
+
+    def init(self, trained: Flat) -> State:
+        """The state before the first step; `trained` are float32 masters. Jit it with `shardings` to place it."""
+        state = {
+            "step": jnp.zeros((), jnp.int32),
+            "trained": trained,
+            "optimizer": self.optimizer.init(trained),
+            "skipped": jnp.zeros((), jnp.int32),
+            "skipped_in_a_row": jnp.zeros((), jnp.int32),
+        }
+        # A copy, since both are donated.
+        return state | ({"ema": jax.tree.map(jnp.copy, trained)} if self.config.ema is not None else {})
+
+    def shardings(self, tree: Any) -> Any:
+        """Where each leaf of a state, or of a flat dict, lies: split over `fsdp` by its shape."""
+        mesh = self.mesh
+        assert mesh is not None
+        return jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), tree)
+
+    def loss(self, trained: Flat, frozen: Flat, batch: Batch, draws: Draws) -> tuple[jax.Array, jax.Array]:
+        """Mean absolute (or squared) error of the predicted noise (paper, equation 3).
+
+        Args:
+            trained: parameters in the dtype to compute in.
+            frozen: the others.
+            batch: hq, lq (b, H, W, 3) in [-1, 1], token_ids_0.. (b, 77), time_ids (b, 6).
+            draws: what is random.
+
+        Returns:
+            The mean, and each sample's loss (b,), float32.
+        """
+        params = unflatten(merge_adapters(self.config.lora, frozen | trained))
+        with rematerialise(self.config.rematerialisation):
+            vae = self.networks.vae(params["vae"])
+            moments = vae.moments(batch["hq"].astype(self.dtype))
+            latents = jax.lax.stop_gradient(vae.sample(moments, draws.vae_noise))
+            names = checkpoint.numbered("text_encoder", len(self.model.text_encoders))
+            token_ids = [batch[f"token_ids_{i}"] for i in range(len(names))]
+            context, pooled = self.networks.encode_text([params[name] for name in names], token_ids)
+            features = self.networks.lq_encoder(params["lq_encoder"])(batch["lq"].astype(self.dtype))
+            noisy = add_noise(self.model.schedule, latents, draws.noise, draws.timesteps)
+            denoiser = self.networks.denoiser({"unet": params["unet"], "alignment": params["alignment"]})
+            predicted = denoiser(noisy, draws.timesteps, features, context, pooled, batch["time_ids"])
+        error = predicted.astype(jnp.float32) - draws.noise
+        each = jnp.mean(jnp.abs(error) if self.config.loss == "l1" else error**2, axis=(1, 2, 3))
+        return jnp.mean(each), each
+
+    def gradients(self, trained: Flat, frozen: Flat, batch: Batch, step: jax.Array) -> tuple[Flat, dict]:
+        """Gradients of the mean loss over the whole batch, float32, and losses and timesteps of its samples.
+
+        The batch is gone through in `accumulation` rounds. Each takes every so-manieth sample, so that all devices
+        have their share of each round where they are.
+        """
+        rounds = self.config.accumulation
+        # Copies in the compute dtype: half the traffic where parameters are gathered for each block.
+        compute = {path: array.astype(self.dtype) for path, array in trained.items()}
+
+        def one_round(part: Batch):
+            part = {name: self._constrain(array) for name, array in part.items()}
+            draws = self._draw(part, step)
+            (_, losses), gradients = jax.value_and_grad(self.loss, has_aux=True)(compute, frozen, part, draws)
+            gradients = {path: self._place(array.astype(jnp.float32)) for path, array in gradients.items()}
+            return gradients, {"losses": losses, "timesteps": draws.timesteps}
+
+        if rounds == 1:
+            return one_round(batch)
+
+        def accumulate(total, part):
+            gradients, seen = one_round(part)
+            return jax.tree.map(jnp.add, total, gradients), seen
+
+        zeros = {path: self._place(jnp.zeros(array.shape, jnp.float32)) for path, array in trained.items()}
+        total, seen = jax.lax.scan(accumulate, zeros, {name: self._rounds(array) for name, array in batch.items()})
+        return jax.tree.map(lambda array: array / rounds, total), jax.tree.map(jnp.ravel, seen)
+
+    def update(self, state: State, frozen: Flat, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        """One step; `run` is this, jitted.
+
+        Args:
+            state: see `init`.
+            frozen: the frozen parameters.
+            batch: the loader's, with `row` (B,), each sample's place in the global batch; optionally `timesteps`,
+                `noise` and `vae_noise` to be used instead of drawn ones (see `Draws`).
+
+        Returns:
+            The new state, and loss, gradient norms, learning rates, each sample's loss and timestep, and how many
+            steps were left out. A step whose loss or gradients are not finite changes no parameter.
+        """
+        step, trained = state["step"], state["trained"]
+        gradients, seen = self.gradients(trained, frozen, batch, step)
+        loss, norm = jnp.mean(seen["losses"]), optax.tree.norm(gradients)
+        updates, optimizer = self.optimizer.update(gradients, state["optimizer"], trained)
+        new = {"trained": optax.apply_updates(trained, updates), "optimizer": optimizer}
+        if self.config.ema is not None:
+            new["ema"] = update_average(self.config.ema, state["ema"], new["trained"], step)
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        old = {key: state[key] for key in new}
+        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
+        new["step"] = step + 1
+        new["skipped"] = state["skipped"] + ~finite
+        new["skipped_in_a_row"] = jnp.where(finite, 0, state["skipped_in_a_row"] + 1)
+
+        metrics = {"loss": loss, "gradient_norm": norm, "skipped": new["skipped"]}
+        metrics |= {"skipped_in_a_row": new["skipped_in_a_row"], **seen}
+        metrics |= {f"gradient_norm/{name}": value for name, value in group_norms(gradients, self.labels).items()}
+        applied = step - state["skipped"]  # the schedule stands still with the parameters
+        groups = all_groups(self.config).items()
+        metrics |= {f"learning_rate/{name}": learning_rate(self.config, group)(applied) for name, group in groups}
+        return jax.tree.map(self._place, new), self._replicate(metrics)
+
+    def without_rematerialisation(self) -> "TrainStep":
+        """The plain step on one device in one round, whose operations are the model's own: for counting them."""
+        config = dataclasses.replace(self.config, rematerialisation="none", accumulation=1)
+        return TrainStep(config, self.model, self.labels, None)
+
+    def _draw(self, part: Batch, step: jax.Array) -> Draws:
+        factor = self.model.vae.factor
+        height, width = (side // factor for side in part["hq"].shape[1:3])
+        shape = (height, width, self.model.vae.latent_channels)
+        settings = self.config.seed, self.model.schedule.train_steps, self.config.noise_offset
+        drawn = draw(settings[0], step, part["row"], shape, *settings[1:])
+        names = [field.name for field in dataclasses.fields(Draws)]
+        return dataclasses.replace(drawn, **{name: part[name] for name in names if name in part})
+
+    def _rounds(self, array: jax.Array) -> jax.Array:
+        """(B, ...) -> (rounds, B / rounds, ...); samples that attend to each other stay together."""
+        rounds, unit = self.config.accumulation, self.model.alignment.group or 1
+        split = array.reshape(-1, rounds, unit, *array.shape[1:]).swapaxes(0, 1)
+        return split.reshape(rounds, -1, *array.shape[1:])
+
+    def _place(self, array: jax.Array) -> jax.Array:
+        if self.mesh is None:
+            return array
+        return jax.lax.with_sharding_constraint(array, parameter_sharding(self.mesh, array.shape))
+
+    def _replicate(self, metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        if self.mesh is None:
+            return metrics
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return {name: jax.lax.with_sharding_constraint(value, everywhere) for name, value in metrics.items()}

@@ -1,0 +1,156 @@
+"""Measures of restored pictures, against scikit-image, a transcription of the published GMSD, and common sense."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+import scipy.signal
+import skimage.data
+import skimage.metrics
+
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.evaluation.metrics import gmsd, psnr, sharpness_ratio, ssim
+from faithdiff_jax.evaluation.pictures import GAP, STRIP, side_by_side, stacked
+
+
+def photograph(height=121, width=140):
+    return np.ascontiguousarray(skimage.data.astronaut()[40 : 40 + height, 160 : 160 + width])
+
+
+def blurred(image, sigma):
+    return cv2.GaussianBlur(image, (0, 0), sigma)
+
+
+def noisy(image, sigma):
+    noise = np.random.default_rng(0).normal(0, sigma, image.shape)
+    return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
+
+
+CHANGED = {
+    "blurred": lambda image: blurred(image, 1.5),
+    "noisy": lambda image: noisy(image, 12),
+    "darker": lambda image: (image * 0.7).astype(np.uint8),
+    "unrelated": lambda image: np.ascontiguousarray(image[::-1, ::-1]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_psnr_and_ssim_equal_scikit_image(name):
+    image = photograph()
+    other = CHANGED[name](image)
+    assert psnr(other, image) == pytest.approx(skimage.metrics.peak_signal_noise_ratio(image, other), rel=1e-9)
+    expected = skimage.metrics.structural_similarity(
+        image, other, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, channel_axis=2
+    )
+    assert ssim(other, image) == pytest.approx(expected, abs=1e-6)
+
+
+def published_gmsd(restored, reference):
+    """GMSD.m of the authors, line by line; MATLAB's conv2 "same" begins at the second row of the full result."""
+
+    def conv2(x, kernel):
+        full = scipy.signal.convolve2d(x, kernel)
+        top, left = (side // 2 for side in kernel.shape)
+        return full[top : top + x.shape[0], left : left + x.shape[1]]
+
+    def gradient(image):
+        luma = image @ np.array([0.299, 0.587, 0.114])
+        small = conv2(luma, np.full((2, 2), 0.25))[::2, ::2]
+        dx = np.array([[1, 0, -1]] * 3) / 3
+        return np.sqrt(conv2(small, dx) ** 2 + conv2(small, dx.T) ** 2)
+
+    one, two = gradient(restored.astype(float)), gradient(reference.astype(float))
+    return np.std((2 * one * two + 170) / (one**2 + two**2 + 170), ddof=1)
+
+
+@pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.parametrize("size", [(120, 140), (121, 139)])
+def test_gmsd_equals_the_published_code(name, size):
+    image = photograph(*size)
+    other = CHANGED[name](image)
+    assert gmsd(other, image) == pytest.approx(published_gmsd(other, image), rel=1e-9)
+    assert gmsd(other, image) > 0.01
+
+
+def test_a_picture_is_equal_to_itself():
+    image = photograph()
+    assert psnr(image, image) == math.inf
+    assert ssim(image, image) == pytest.approx(1, abs=1e-12)
+    assert gmsd(image, image) == pytest.approx(0, abs=1e-7)
+    assert sharpness_ratio(image, image) == 1
+
+
+@pytest.mark.parametrize("change", [blurred, noisy])
+def test_more_damage_is_worse_by_every_measure(change):
+    image = photograph()
+    ladder = [change(image, sigma) for sigma in (1, 3, 9)]
+    for measure, order in ((psnr, -1), (ssim, -1), (gmsd, 1)):
+        values = [order * measure(picture, image) for picture in ladder]
+        assert values == sorted(values)
+        assert len(set(values)) == 3
+
+
+def test_smooth_and_sharp_are_told_apart():
+    """PSNR prefers the blurred picture to the noisy one; sharpness says which is which, GMSD that both have faults."""
+    image = photograph()
+    smooth, rough = blurred(image, 1), noisy(image, 20)
+    assert psnr(smooth, image) > psnr(rough, image)
+    assert sharpness_ratio(blurred(image, 2), image) < sharpness_ratio(smooth, image) < 0.9
+    assert 1.1 < sharpness_ratio(rough, image) < sharpness_ratio(noisy(image, 40), image)
+    assert min(gmsd(smooth, image), gmsd(rough, image)) > 0.02
+
+
+def test_sharpness_is_not_fooled_by_brightness_or_flat_pictures():
+    image = photograph()
+    assert sharpness_ratio((image // 2 + 60).astype(np.uint8), image) == pytest.approx(0.5, abs=0.02)
+    flat = np.full_like(image, 7)
+    assert sharpness_ratio(flat, flat) == 1
+    assert sharpness_ratio(image, flat) == math.inf
+    assert sharpness_ratio(flat, image) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("measure", [psnr, ssim, gmsd, sharpness_ratio])
+def test_pictures_that_cannot_be_compared(measure):
+    image = photograph(40, 50)
+    with pytest.raises(InputError, match="pictures of 50x40 and 49x40 pixels cannot be compared"):
+        measure(image, image[:, :49])
+    with pytest.raises(InputError, match=r"pictures of 50x10 pixels .*each side must have at least 11"):
+        measure(image[:10], image[:10])
+    with pytest.raises(ValueError, match="reference is float32"):
+        measure(image, image.astype(np.float32))
+
+
+def test_side_by_side_keeps_the_pixels():
+    left, right = photograph(60, 80), blurred(photograph(60, 50), 2)
+    sheet = side_by_side([("LQ", left), ("restored", right)])
+    assert sheet.dtype == np.uint8
+    assert sheet.shape == (60 + STRIP, 80 + GAP + 50, 3)
+    np.testing.assert_array_equal(sheet[STRIP:, :80], left)
+    np.testing.assert_array_equal(sheet[STRIP:, 80 + GAP :], right)
+    assert (sheet[:, 80 : 80 + GAP] == 255).all()
+    for strip in (sheet[:STRIP, :80], sheet[:STRIP, 80 + GAP :]):
+        assert (strip < 128).any()  # a title
+
+
+def test_long_and_foreign_titles_stay_over_their_picture():
+    picture = photograph(30, 40)
+    sheet = side_by_side([("a title much wider than its picture", picture), ("", picture)])
+    assert (sheet[:STRIP, 40:] == 255).all()
+    assert side_by_side([("Straße 写真", picture)]).shape == (30 + STRIP, 40, 3)
+
+
+def test_a_row_has_one_height():
+    with pytest.raises(ValueError, match=r"pictures have heights \[30, 31\]"):
+        side_by_side([("a", photograph(30, 40)), ("b", photograph(31, 40))])
+
+
+def test_stacking():
+    wide, narrow = photograph(30, 90), photograph(20, 50)
+    sheet = stacked([wide, narrow])
+    assert sheet.shape == (30 + GAP + 20, 90, 3)
+    np.testing.assert_array_equal(sheet[:30], wide)
+    np.testing.assert_array_equal(sheet[30 + GAP :, :50], narrow)
+    assert (sheet[30:, 50:] == 255).all()
+    np.testing.assert_array_equal(stacked([wide, narrow], 90), sheet)
+    assert stacked([wide, narrow], 45).shape == (27, 45, 3)

@@ -1,0 +1,280 @@
+"""A run's directory: begun once, continued by the same run only, written by one process at a time."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+from converted import published_and_converted
+
+from faithdiff_jax.config import from_dict, to_dict
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.training.config import FREE_TO_CHANGE, LoRAConfig, TrainConfig
+from faithdiff_jax.training.run_directory import model_config, model_digest, open_run, read_run
+from faithdiff_jax.weights import checkpoint
+
+DATA = {
+    "steps": 600,
+    "batch": 8,
+    "groups": {
+        "aligner": {"parameters": ["alignment.*"], "learning_rate": 5e-5},
+        "unet": {"parameters": ["unet.*"], "learning_rate": 1e-5},
+    },
+    "frozen": ["vae.*", "text_encoder*", "lq_encoder.*"],
+    "model": {"alignment": {"mixing": "batch", "group": 4}},
+    "validation": {"photos": "photos"},
+}
+
+
+def config(**changes) -> TrainConfig:
+    return from_dict(TrainConfig, DATA | changes, "test")
+
+
+@pytest.fixture
+def model_dir(tmp_path) -> pathlib.Path:
+    """As much of a model directory as a run looks at."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / checkpoint.CONFIG).write_text("format: 1\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def run_dir(tmp_path, model_dir) -> pathlib.Path:
+    """A run that has ended."""
+    open_run(tmp_path / "run", config(), model_dir).close()
+    return tmp_path / "run"
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(message: str, path, *args, **kwargs) -> str:
+    """The run is refused in one line and the directory, if there is one, is as before."""
+    path = pathlib.Path(path)
+    before = contents(path) if path.is_dir() else None
+    with pytest.raises(InputError, match=message) as caught:
+        open_run(path, *args, **kwargs)
+    assert "\n" not in str(caught.value)
+    assert (contents(path) if path.is_dir() else None) == before
+    return str(caught.value)
+
+
+def test_begin_and_continue(tmp_path, model_dir):
+    path = tmp_path / "runs" / "one"
+    with open_run(path, config(), model_dir) as run:
+        assert (run.checkpoints, run.validation, run.tensorboard) == tuple(
+            path / name for name in ("checkpoints", "validation", "tensorboard")
+        )
+        data = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        assert data == {
+            "format": 1,
+            "model": {"directory": str(model_dir), "digest": model_digest(model_dir)},
+            "config": to_dict(config()),
+        }
+    before = contents(path)
+    with open_run(path, config(), model_dir) as run:
+        assert run.run == read_run(path)
+        assert run.run.config == config()
+    assert contents(path).keys() == before.keys() == {".lock", "config.yaml"}
+    assert contents(path)["config.yaml"] == before["config.yaml"]
+
+
+def test_resume(tmp_path, model_dir, run_dir):
+    open_run(run_dir, config(), model_dir, resume="must").close()
+    refused("holds a run already", run_dir, config(), model_dir, resume="never")
+    open_run(tmp_path / "new", config(), model_dir, resume="never").close()
+    refused("holds no run to resume", tmp_path / "other", config(), model_dir, resume="must")
+    assert not (tmp_path / "other").exists()
+    refused("resume is 'maybe': must be one of auto, never, must", run_dir, config(), model_dir, resume="maybe")
+
+
+def test_a_directory_of_something_else(tmp_path, model_dir):
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "cat.png").write_bytes(b"")
+    refused("not a run's directory, it holds cat.png", other, config(), model_dir)
+    refused("its config.yaml is of something else", model_dir, config(), model_dir)
+    refused("is a file", other / "cat.png", config(), model_dir)
+    refused("no such|cannot be read", tmp_path / "run", config(), tmp_path / "gone")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path, model_dir):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / ".lock").write_text("process 1", encoding="utf-8")
+    (path / ".config.yaml.partial").write_text("for", encoding="utf-8")
+    open_run(path, config(), model_dir, resume="never").close()
+    assert contents(path).keys() == {".lock", "config.yaml"}
+
+
+def test_every_difference_is_named(model_dir, run_dir):
+    groups = {"aligner": DATA["groups"]["aligner"] | {"learning_rate": 1e-4}, "lq": {"parameters": ["lq_encoder.*"]}}
+    groups["lq"] |= {"learning_rate": 5e-6}
+    changed = config(
+        steps=700,
+        groups=groups,
+        lora={"rank": 4},
+        model={"alignment": {"mixing": "none"}},
+        data={"crop": 256, "workers": 3},
+        optimizer={"clip": None},
+        watch={"every": 7},
+    )
+    message = refused("another configuration", run_dir, changed, model_dir)
+    for change in (
+        "steps was 600, is 700",
+        "groups.aligner.learning_rate was 5e-05, is 0.0001",
+        "groups.unet was {",
+        "groups.lq was absent, is {",
+        "lora was null, is {",
+        'model.alignment.mixing was "batch", is "none"',
+        "model.alignment.group was 4, is absent",
+        "data.crop was 512, is 256",
+        "optimizer.clip was 1.0, is null",
+    ):
+        assert change in message
+    assert message.count(" was ") == 9
+
+
+FREE = {
+    "mesh": {"fsdp": 1, "data": 2},
+    "data": {"workers": 3, "prefetch": 2, "bad_file_limit": 0.5},
+    "checkpoint": {"every": 50, "latest": 3, "keep_every": 100},
+    "validation": None,
+    "watch": {"every": 7, "tensorboard": False},
+    "stop_after_bad_steps": 3,
+    "rematerialisation": "none",
+}
+
+
+@pytest.mark.parametrize("key", FREE)
+def test_what_may_change(model_dir, run_dir, key):
+    changed = config(**{key: FREE[key]})
+    assert changed != config()
+    open_run(run_dir, changed, model_dir).close()
+    assert read_run(run_dir).config == changed
+    open_run(run_dir, config(), model_dir).close()
+    assert read_run(run_dir).config == config()
+
+
+def test_all_that_may_change_is_tried():
+    assert {key.split(".")[0] for key in FREE_TO_CHANGE} == FREE.keys()
+
+
+def test_a_key_that_begins_like_a_free_one_is_not_free(model_dir, run_dir, monkeypatch):
+    monkeypatch.setattr("faithdiff_jax.training.run_directory.FREE_TO_CHANGE", ("step", "data.crops"))
+    refused("steps was 600, is 700", run_dir, config(steps=700), model_dir)
+
+
+def test_another_model(tmp_path, model_dir, run_dir):
+    moved = model_dir.rename(tmp_path / "moved")
+    open_run(run_dir, config(), moved).close()
+    assert read_run(run_dir).model_dir == moved
+    (moved / checkpoint.CONFIG).write_text("format: 2\n", encoding="utf-8")
+    refused("moved is another model", run_dir, config(), moved)
+
+
+def test_another_format(model_dir, run_dir):
+    file = run_dir / "config.yaml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("format: 1", "format: 2"), encoding="utf-8")
+    refused("format is 2, this version reads format 1", run_dir, config(), model_dir)
+    file.write_text(text.replace("digest", "digits"), encoding="utf-8")
+    refused("damaged", run_dir, config(), model_dir)
+    file.write_text(text.replace("noise_offset", "offset"), encoding="utf-8")
+    refused("unknown key offset", run_dir, config(), model_dir)
+
+
+def test_read_run_refuses_others(tmp_path):
+    with pytest.raises(InputError, match="no such run directory"):
+        read_run(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"not a run directory, it has no config\.yaml"):
+        read_run(tmp_path)
+
+
+def test_a_second_run_is_refused(model_dir, run_dir):
+    with open_run(run_dir, config(), model_dir):
+        message = refused("another run", run_dir, config(), model_dir)
+        assert f"process {os.getpid()} on " in message
+    open_run(run_dir, config(), model_dir).close()
+
+
+def test_a_refused_run_lets_go_of_the_lock(model_dir, run_dir, monkeypatch):
+    def fail(*args):
+        raise InputError("full")
+
+    monkeypatch.setattr("faithdiff_jax.training.run_directory._write_config", fail)
+    with pytest.raises(InputError, match="full"):
+        open_run(run_dir, config(mesh={"data": 2}), model_dir)
+    monkeypatch.undo()
+    open_run(run_dir, config(), model_dir).close()
+
+
+def test_other_processes_check_without_writing(tmp_path, model_dir, run_dir):
+    """They need no lock, whether the main process has begun or not."""
+    before = contents(run_dir)
+    refused("steps was", run_dir, config(steps=700), model_dir, is_main=False)
+    with open_run(run_dir, config(), model_dir):
+        for resume in ("auto", "must", "never"):  # by now the main process may have written it
+            open_run(run_dir, config(mesh={"data": 2}), model_dir, resume=resume, is_main=False).close()
+        refused("another run", run_dir, config(), model_dir)
+    assert contents(run_dir)["config.yaml"] == before["config.yaml"]
+    open_run(tmp_path / "new", config(), model_dir, is_main=False).close()
+    assert not (tmp_path / "new").exists()
+    refused("holds no run", tmp_path / "new", config(), model_dir, resume="must", is_main=False)
+
+
+HOLD = """
+import sys, subprocess, time
+from faithdiff_jax.training.config import TrainConfig
+from faithdiff_jax.training.run_directory import open_run, read_run
+run = open_run(sys.argv[1], read_run(sys.argv[1]).config, sys.argv[2])
+subprocess.Popen(["sleep", "10"], stdout=subprocess.DEVNULL)  # outlives the run, and must not keep its lock
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_run_leaves_nothing_that_blocks(model_dir, run_dir):
+    arguments = [sys.executable, "-c", HOLD, str(run_dir), str(model_dir)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            message = refused("another run", run_dir, config(), model_dir)
+            assert f"process {process.pid} on " in message
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    open_run(run_dir, config(), model_dir).close()
+
+
+def test_a_directory_that_cannot_be_written(tmp_path, model_dir):
+    (tmp_path / "file").write_bytes(b"")
+    refused(re.escape("file/run: cannot be written to"), tmp_path / "file" / "run", config(), model_dir)
+
+
+def test_model_config():
+    _, model_dir = published_and_converted()
+    base = checkpoint.read_config(model_dir)
+    assert model_config(config(model={}), model_dir) == base
+    changed = model_config(config(model={"vae": {"scaling_factor": 0.5}}), model_dir)
+    assert changed == dataclasses.replace(base, vae=dataclasses.replace(base.vae, scaling_factor=0.5))
+    changed = model_config(config(model={"alignment": {"mixing": "batch", "group": 4}}), model_dir)
+    assert changed == dataclasses.replace(base, alignment=dataclasses.replace(base.alignment, mixing="batch", group=4))
+    with pytest.raises(InputError, match=r"model: unknown key alignment\.mixin "):
+        model_config(config(model={"alignment": {"mixin": "batch"}}), model_dir)
+    with pytest.raises(InputError, match=r"unet\.context_dim is 7"):
+        model_config(config(model={"unet": {"context_dim": 7}}), model_dir)
+
+
+def test_lora_reads_back(tmp_path, model_dir):
+    with_lora = config(lora=to_dict(LoRAConfig(rank=2)), ema=None)
+    open_run(tmp_path / "run", with_lora, model_dir).close()
+    assert read_run(tmp_path / "run").config == with_lora

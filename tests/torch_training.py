@@ -1,0 +1,207 @@
+"""One training step in PyTorch, written from its description, on tiny modules: the oracle for ours.
+
+diffusers' UNet, VAE, schedules and schedulers, transformers' text encoders, torch's AdamW and clipping; in float64, so
+that what differs is our rounding alone.
+"""
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from diffusers.models.autoencoders.vae import Encoder
+from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+from published import randomise, text_encoder
+from torch import nn
+from torch_aligner import TorchAligner
+from torch_pipeline import SCHEDULE
+from training_case import GROUPS, POOLED, TEXT_WIDTH, TIME_IDS, VAE_CHANNELS, model_config
+
+from faithdiff_jax.training.config import TrainConfig
+from faithdiff_jax.weights import checkpoint, rules
+from faithdiff_jax.weights.convert import FAITHDIFF_PARTS
+from faithdiff_jax.weights.keymap import KeyMap
+
+
+class TorchModel(nn.Module):
+    """The networks of `training_case.model_config`; all parameters random, zero-initialised layers and norms too."""
+
+    def __init__(self, widths: tuple[int, ...]):
+        super().__init__()
+        torch.manual_seed(0)
+        self.widths = widths
+        finer = len(widths) - 1
+        self.unet = diffusers.UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=widths,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D",) * finer + ("CrossAttnDownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * finer,
+            transformer_layers_per_block=[2] * (finer + 1),
+            attention_head_dim=[2] * (finer + 1),
+            cross_attention_dim=2 * TEXT_WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=TIME_IDS,
+            projection_class_embeddings_input_dim=POOLED + 6 * TIME_IDS,
+            norm_num_groups=GROUPS,
+            use_linear_projection=True,
+        )
+        self.aligner = TorchAligner(VAE_CHANNELS[-1], widths[0])
+        levels = len(VAE_CHANNELS)
+        encoder = {
+            "block_out_channels": VAE_CHANNELS,
+            "down_block_types": ("DownEncoderBlock2D",) * levels,
+            "layers_per_block": 1,
+            "norm_num_groups": GROUPS,
+        }
+        self.vae = diffusers.AutoencoderKL(
+            **encoder, up_block_types=("UpDecoderBlock2D",) * levels, latent_channels=4, scaling_factor=0.13025
+        )
+        self.lq_encoder = Encoder(**encoder, out_channels=4, double_z=True)
+        self.lq_encoder.conv_norm_out = self.lq_encoder.conv_act = self.lq_encoder.conv_out = nn.Identity()
+        self.text_encoders = nn.ModuleList(
+            [text_encoder(TEXT_WIDTH, 2), text_encoder(TEXT_WIDTH, 2, projection=POOLED)]
+        )
+        randomise(self)
+        self.double()
+        self.requires_grad_(False)
+
+    def published(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Our part -> published tensor name -> parameter."""
+        parts = {
+            "unet": dict(self.unet.named_parameters()),
+            "alignment": dict(self.aligner.named_parameters()),
+            "lq_encoder": {f"denoise_encoder.{name}": value for name, value in self.lq_encoder.named_parameters()},
+            "vae": dict(self.vae.named_parameters()),
+        }
+        names = checkpoint.numbered("text_encoder", len(self.text_encoders))
+        for part, encoder in zip(names, self.text_encoders, strict=True):
+            # transformers leaves the first component out of one class's names, and puts it back in files.
+            parts[part] = {
+                name if name.startswith("text_") else f"text_model.{name}": value
+                for name, value in encoder.named_parameters()
+            }
+        return parts
+
+    def loss(self, batch: Mapping[str, np.ndarray], loss: str, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean loss and the errors it is made of, (B, 4, h, w).
+
+        The aligner's attention goes over `group` samples at a time, as it does on a device with a batch of so many.
+        """
+        tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in batch.items()}
+        hq, lq, noise, vae_noise = (
+            tensors[name].permute(0, 3, 1, 2).double() for name in ("hq", "lq", "noise", "vae_noise")
+        )
+        timesteps, time_ids = tensors["timesteps"], tensors["time_ids"].double()
+        distribution = self.vae.encode(hq).latent_dist
+        latents = (distribution.mean + distribution.std * vae_noise) * self.vae.config.scaling_factor
+        hidden = []
+        for i, encoder in enumerate(self.text_encoders):
+            output = encoder(tensors[f"token_ids_{i}"].long(), output_hidden_states=True)
+            hidden.append(output.hidden_states[-2])
+        added = {"text_embeds": output.text_embeds, "time_ids": time_ids}
+        # Where the aligner alone trains, torch 2.13 crashes on the way back unless its input needs a gradient too.
+        features = self.lq_encoder(lq.requires_grad_()).split(group)
+
+        def align(module, args, first):
+            return torch.cat([self.aligner(*pair) for pair in zip(first.split(group), features, strict=True)])
+
+        noisy = DDPMScheduler(**SCHEDULE).add_noise(latents, noise, timesteps)
+        hook = self.unet.conv_in.register_forward_hook(align)
+        try:
+            predicted = self.unet(noisy, timesteps, torch.cat(hidden, dim=-1), added_cond_kwargs=added).sample
+        finally:
+            hook.remove()
+        error = predicted - noise
+        return (error.abs() if loss == "l1" else error.square()).mean(), error
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a step of `train` did; tensors by published name, as before they were clipped."""
+
+    loss: float
+    smallest_error: float
+    """Of all predictions, how near the loss came to its kink."""
+    norm: float
+    rates: tuple[float, ...]
+    gradients: dict[str, np.ndarray]
+    parameters: dict[str, np.ndarray]
+
+
+def train(model: TorchModel, config: TrainConfig, batches: Sequence[Mapping[str, np.ndarray]], group: int):
+    """Initial parameters by published name, and a Record of each step, of a copy of `model`.
+
+    A group's patterns must be whole parts, such as `unet.*`.
+    """
+    model = copy.deepcopy(model)
+    parts = model.published()
+    settings = config.optimizer
+    groups = []
+    for one in config.groups.values():
+        named = {name: value for pattern in one.parameters for name, value in parts[pattern.removesuffix(".*")].items()}
+        groups.append({"params": list(named.values()), "lr": one.learning_rate, "weight_decay": one.weight_decay})
+    chosen = {id(parameter) for entry in groups for parameter in entry["params"]}
+    trained = {name: value for part in parts.values() for name, value in part.items() if id(value) in chosen}
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+    schedule = learning_rates(config, optimizer)
+    initial = snapshot(trained)
+    records = []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss, error = model.loss(batch, config.loss, group)
+        loss.backward()
+        gradients = {name: value.grad.numpy().copy() for name, value in trained.items()}
+        norm = nn.utils.clip_grad_norm_(trained.values(), settings.clip)
+        rates = tuple(entry["lr"] for entry in optimizer.param_groups)
+        optimizer.step()
+        schedule.step()
+        records.append(Record(loss.item(), error.abs().min().item(), norm.item(), rates, gradients, snapshot(trained)))
+    return initial, records
+
+
+def learning_rates(config: TrainConfig, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """diffusers' schedule of the name that the config gives."""
+    warmup = config.optimizer.warmup
+    if config.optimizer.schedule == "constant":
+        return get_constant_schedule_with_warmup(optimizer, warmup)
+    return get_cosine_schedule_with_warmup(optimizer, warmup, config.steps)
+
+
+def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, np.ndarray]:
+    return {name: value.detach().numpy().copy() for name, value in parameters.items()}
+
+
+@functools.cache
+def keymap(widths: tuple[int, ...], part: str) -> KeyMap:
+    """The rules of one part of the tiny model, as conversion and export use them."""
+    part_rules = FAITHDIFF_PARTS.get(part) or (rules.VAE if part == "vae" else rules.TEXT_ENCODER)
+    return KeyMap(part_rules, checkpoint.part_shapes(model_config(widths=widths), part))
+
+
+def to_ours(model: TorchModel) -> dict[str, np.ndarray]:
+    """Every parameter by our dotted path, part first, float32."""
+    ours = {}
+    for part, tensors in model.published().items():
+        rules_of_part = keymap(model.widths, part)
+        rules_of_part.check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, part)
+        read = rules_of_part.read(lambda name, tensors=tensors: tensors[name].numpy().astype(np.float32))
+        ours |= {f"{part}.{path}": array for path, array in read}
+    return ours
+
+
+def to_published(widths: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays by our dotted path -> by published name, each layer of a stack apart."""
+    published = {}
+    for part in dict.fromkeys(path.partition(".")[0] for path in arrays):
+        for entry in keymap(widths, part).entries:
+            if f"{part}.{entry.path}" in arrays:
+                array = np.asarray(arrays[f"{part}.{entry.path}"])
+                published |= dict(keymap(widths, part).write(entry, array))
+    return published
