@@ -1,5 +1,6 @@
 """FaithDiff image restoration in JAX/Flax: `FaithDiff.load(model_dir).restore(image, caption)`."""
 
+import pathlib
 from typing import TYPE_CHECKING
 
 from faithdiff_jax._version import __version__
@@ -8,7 +9,10 @@ if TYPE_CHECKING:
     from faithdiff_jax.config import FaithDiffConfig
     from faithdiff_jax.pipeline import FaithDiff
 
-__all__ = ["FaithDiff", "FaithDiffConfig", "__version__"]
+__all__ = ["SMALL_MODEL", "FaithDiff", "FaithDiffConfig", "__version__"]
+
+SMALL_MODEL = pathlib.Path(__file__).parent / "small_model"
+"""The directory of the small model that comes with the package: for trying things without a download."""
 
 
 def __getattr__(name: str):

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from faithdiff_jax import sampling
 from faithdiff_jax.config import FaithDiffConfig
+from faithdiff_jax.diffusion import schedule
 from faithdiff_jax.networks import Networks
 from faithdiff_jax.sharding import batch_constraint
 
@@ -55,8 +56,9 @@ class Programs:
             return context.astype(jnp.float32), pooled.astype(jnp.float32)
 
         @jax.jit
-        def predict_noise(params, *arrays):
-            return networks.denoiser(params)(*arrays).astype(jnp.float32)
+        def predict_noise(params, latents, timesteps, *arrays):
+            output = networks.denoiser(params)(latents, timesteps, *arrays).astype(jnp.float32)
+            return schedule.to_noise(config.schedule, output, latents, timesteps)
 
         @functools.partial(jax.jit, static_argnames="plan")
         def sample(params, plan, features, text, negative, noise, start, step_noise, time_ids, guidance, rescale):

@@ -135,7 +135,9 @@ def sample(
     passes = [jax.tree.map(lambda *x: jnp.stack(x), *sides)] if same_length else [_lift(side) for side in sides]
     prepared = [_prepare(denoiser, side, time_ids.reshape(chunks, plan.tile_batch, 6)) for side in passes]
 
-    def predict_noise(x, time_embedding):
+    def predict_noise(x, condition):
+        timestep, time_embedding = condition
+
         def chunk(operands):
             here, condition, added = operands
             latents = cut(x, here)
@@ -152,18 +154,18 @@ def sample(
             unconditional, conditional = predictions
             return samplers.guide(unconditional, conditional, guidance, rescale)
 
-        return join(jax.lax.map(chunk, (places, conditions, [added for added, _ in prepared])))
+        output = join(jax.lax.map(chunk, (places, conditions, [added for added, _ in prepared])))
+        return schedule.to_noise(plan.schedule, output, x, timestep)
 
-    embeddings = denoiser.unet.embed_timesteps(jnp.asarray(schedule.timesteps(plan.schedule, plan.steps)))
+    visited = jnp.asarray(schedule.timesteps(plan.schedule, plan.steps))
+    steps = visited, denoiser.unet.embed_timesteps(visited)
     if plan.sampler == "ddpm":
         assert step_noise is not None, "ancestral sampling needs step_noise"
         latents = _start_point(plan.schedule, noise, start)
-        return samplers.ddpm(
-            predict_noise, latents, samplers.ddpm_alphas(plan.schedule, plan.steps), step_noise, embeddings
-        )
+        return samplers.ddpm(predict_noise, latents, samplers.ddpm_alphas(plan.schedule, plan.steps), step_noise, steps)
     noise = noise * schedule.init_noise_sigma(plan.schedule, plan.steps)
     sigmas = jnp.asarray(schedule.sigmas(plan.schedule, plan.steps))
-    return samplers.euler(predict_noise, _start_point(plan.schedule, noise, start), sigmas, embeddings)
+    return samplers.euler(predict_noise, _start_point(plan.schedule, noise, start), sigmas, steps)
 
 
 def _start_point(config: schedule.ScheduleConfig, noise: jax.Array, start: jax.Array | None) -> jax.Array:

@@ -1,5 +1,7 @@
 """The whole denoising loop against PyTorch and diffusers' schedulers: tiles, starts, guidance, ancestral sampling."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,7 @@ from faithdiff_jax.tiling import latent_grid
 from faithdiff_jax.weights import rules
 
 CONFIG = schedule.ScheduleConfig()
+VELOCITY = dataclasses.replace(CONFIG, prediction="v_prediction")
 DENOISER_RULES = [
     *(rule.under("", "alignment.") for rule in rules.ALIGNMENT),
     *(rule.under("", "unet.") for rule in rules.UNET),
@@ -77,6 +80,7 @@ def check_loop(
     batch=1,
     lengths=(5, 5),
     added=True,
+    config=CONFIG,
 ):
     height, width = size
     features, noise = normal(rng, batch, height, width, 32), normal(rng, batch, height, width, 4)
@@ -103,13 +107,14 @@ def check_loop(
                     image_size=image_size,
                     tile=tile,
                     overlap=overlap,
+                    prediction=config.prediction,
                 )
             )
         )
 
     corners = latent_grid(height, width, tile, overlap)
     plan = SamplingPlan(
-        schedule=CONFIG,
+        schedule=config,
         steps=steps,
         sampler="euler",
         corners=corners,
@@ -164,6 +169,45 @@ def test_a_batch_of_images_in_tiles(sdxl, rng):
 
 def test_sd21_has_no_added_embedding(rng):
     check_loop(Pair(unet_sd21(16), SD21), rng, size=(6, 10), added=False, steps=2)
+
+
+def test_v_prediction(rng):
+    check_loop(
+        Pair(unet_sd21(16), SD21), rng, size=(13, 10), tile=8, added=False, guidance=7.5, rescale=0.7, config=VELOCITY
+    )
+
+
+def test_velocity(rng):
+    """What a v-prediction model is trained to put out, and the noise that its output stands for."""
+    latents, noise, timesteps = normal(rng, 3, 4, 5, 4), normal(rng, 3, 4, 5, 4), np.array([0, 500, 999])
+    expected = DDPMScheduler(**SCHEDULE).get_velocity(nchw(latents), nchw(noise), torch.from_numpy(timesteps))
+    velocity = schedule.target(VELOCITY, latents, noise, timesteps)
+    assert_parity(velocity, nhwc(expected))
+    noisy = schedule.add_noise(VELOCITY, latents, noise, timesteps)
+    assert_parity(schedule.to_noise(VELOCITY, velocity, noisy, timesteps), noise)
+    assert schedule.target(CONFIG, latents, noise, timesteps) is noise
+    assert schedule.to_noise(CONFIG, velocity, noisy, timesteps) is velocity
+
+
+@pytest.mark.parametrize("betas", [(0.012, 0.00085), (0.02, 0.001)])
+def test_falling_betas(betas):
+    config = schedule.ScheduleConfig(beta_start=betas[0], beta_end=betas[1])
+    settings = {**SCHEDULE, "beta_start": betas[0], "beta_end": betas[1]}
+    expected = DDPMScheduler(**settings).alphas_cumprod.numpy()
+    np.testing.assert_allclose(schedule.alphas_cumprod(config), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta_start": 0.0}, "beta_start is 0.0 and beta_end 0.012: must lie between 0 and 1"),
+        ({"beta_end": 1.0}, "beta_start is 0.00085 and beta_end 1.0: must lie"),
+        ({"prediction": "sample"}, "prediction is 'sample': must be one of epsilon, v_prediction"),
+    ],
+)
+def test_schedules_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        schedule.ScheduleConfig(**changes)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 20, 50, 999, 1000])

@@ -1,5 +1,6 @@
 """The training step: the same on any devices and in any rounds; what it changes, and what it leaves alone."""
 
+import dataclasses
 import functools
 
 import jax
@@ -25,11 +26,13 @@ from training_case import (
 
 from faithdiff_jax import sharding
 from faithdiff_jax.config import FaithDiffConfig
+from faithdiff_jax.diffusion import schedule
+from faithdiff_jax.programs import Programs
 from faithdiff_jax.training.groups import assign_groups
 from faithdiff_jax.training.optimizer import make_optimizer
 from faithdiff_jax.training.parameters import inference_params, model_shapes
 from faithdiff_jax.training.step import Draws, TrainStep, draw
-from faithdiff_jax.weights.keymap import flatten
+from faithdiff_jax.weights.keymap import flatten, unflatten
 
 STEPS = 3
 # Some of every kind of layer: a stack, convolutions, norms, an attention; the rest is frozen, which compiles faster.
@@ -381,3 +384,28 @@ def test_the_step_uses_its_draws_and_those_that_are_given():
 def test_counting_goes_without_repeats():
     plain = step_on((2, 4), 1, rematerialisation="full").without_rematerialisation()
     assert (plain.config.rematerialisation, plain.config.accumulation, plain.mesh) == ("none", 1, None)
+
+
+def test_v_prediction():
+    """The loss is on v; the same UNet output read as v is another noise, and it is what `predict_noise` gives."""
+    config = train_config(SOME, **SETTINGS)
+    model = model_config()
+    model = dataclasses.replace(model, schedule=dataclasses.replace(model.schedule, prediction="v_prediction"))
+    batch, arrays = make_batch(0), dict(parameters(model))
+    given = Draws(batch["timesteps"], batch["noise"], batch["vae_noise"])
+    step = make_step(config, model)
+    loss, _ = jax.jit(lambda arrays: step.loss({}, arrays, batch, given))(arrays)
+
+    programs, parts = Programs(model), unflatten(arrays)
+    latents = programs.draw(parts["vae"], programs.moments(parts["vae"], batch["hq"]), given.vae_noise)
+    alpha = schedule.alphas_cumprod(model.schedule)[given.timesteps].reshape(-1, 1, 1, 1)
+    noisy = np.sqrt(alpha) * latents + np.sqrt(1 - alpha) * given.noise
+    encoders = [parts["text_encoder"], parts["text_encoder_2"]]
+    text = programs.encode_text(encoders, [batch["token_ids_0"], batch["token_ids_1"]])
+    features = programs.encode_lq(parts["lq_encoder"], batch["lq"])
+    denoiser = {"unet": parts["unet"], "alignment": parts["alignment"]}
+    noise = programs.predict_noise(denoiser, noisy, given.timesteps, features, *text, batch["time_ids"])
+    # x0 = (x - sqrt(1 - a) noise) / sqrt(a), v = sqrt(a) noise - sqrt(1 - a) x0
+    output = (noise - np.sqrt(1 - alpha) * noisy) / np.sqrt(alpha)
+    target = np.sqrt(alpha) * given.noise - np.sqrt(1 - alpha) * latents
+    np.testing.assert_allclose(loss, np.mean((output - target) ** 2), rtol=1e-4)

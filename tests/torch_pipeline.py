@@ -14,8 +14,8 @@ from transformers import CLIPTokenizer
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
-def euler_scheduler(steps: int) -> EulerDiscreteScheduler:
-    scheduler = EulerDiscreteScheduler(timestep_spacing="leading", **SCHEDULE)
+def euler_scheduler(steps: int, prediction: str = "epsilon") -> EulerDiscreteScheduler:
+    scheduler = EulerDiscreteScheduler(timestep_spacing="leading", prediction_type=prediction, **SCHEDULE)
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -56,9 +56,10 @@ def denoise(
     tile=128,
     overlap=0.5,
     factor=8,
+    prediction="epsilon",
 ):
     """`texts` is [(negative context, pooled), (context, pooled)], or the latter alone without guidance."""
-    scheduler = euler_scheduler(steps)
+    scheduler = euler_scheduler(steps, prediction)
     latents = noise * scheduler.init_noise_sigma
     if start is not None:
         ddpm = DDPMScheduler(**SCHEDULE)

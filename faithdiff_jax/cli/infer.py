@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
+from faithdiff_jax import SMALL_MODEL
 from faithdiff_jax import image as images_
 from faithdiff_jax.cli.command import BAD_INPUT, Parser, run
 from faithdiff_jax.errors import InputError
@@ -23,12 +24,20 @@ from faithdiff_jax.text import find_caption, read_caption, trim_caption
 
 FORMATS = ("png", "jpg", "webp", "tif")
 SEEDS = 2**32
+SMALL_MODEL_DEFAULTS = {"scale": 4.0, "guidance": 1.0}  # what it was trained for; its text encoders know few words
+DEFAULTS = {"scale": 2.0, "guidance": 5.0}  # as published
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, restore, report; returns the exit code."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    defaults = DEFAULTS
+    if arguments.model is None:
+        arguments.model, defaults = str(SMALL_MODEL), SMALL_MODEL_DEFAULTS
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     return run(lambda: restore_all(arguments))
 
 
@@ -217,12 +226,12 @@ class _BarHandler(logging.Handler):
 def _parser() -> Parser:
     parser = Parser("Restore a photograph, or every photograph of a folder.")
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="model directory, from convert_weights.py")
+    add("--model", metavar="DIR", help="model directory, from convert_weights.py; without it, the small one included")
     add("--input", required=True, metavar="PATH", help="a picture (JPEG, PNG, WebP, TIFF) or a folder of them")
     add("--output", required=True, metavar="DIR", help="folder for the results")
     add("--format", choices=FORMATS, default="png", help="of the results; webp and tif are lossless too")
     add("--overwrite", action="store_true", help="do pictures again whose result exists")
-    add("--scale", type=float, default=2, help="how many times larger each side becomes")
+    add("--scale", type=float, help="how many times larger each side becomes: 2, or 4 with the small model")
     add("--compare", action="store_true", help="also write NAME_compare.png: input, bicubic, restored, and original")
     add("--references", metavar="DIR", help="folder with the originals, of the inputs' names, for --compare")
     add("--caption", default="", metavar="TEXT", help="what the picture shows, used as it is")
@@ -230,7 +239,7 @@ def _parser() -> Parser:
     add("--keep-captions", action="store_true", help="use caption files as they are, without the published trimming")
     add("--negative-caption", default="", metavar="TEXT", help="what guidance leads away from")
     add("--steps", type=int, default=20, help="denoising steps, 1 to 1000")
-    add("--guidance", type=float, default=5.0, help="weight of the caption; 1 or less turns guidance off")
+    add("--guidance", type=float, help="weight of the caption, 1 or less for none: 5, or 1 with the small model")
     add("--guidance-rescale", type=float, default=0.0, help="0 to 1, against overexposure at high guidance")
     add("--sampler", choices=("euler", "ddpm"), default="euler", help="deterministic, or ancestral")
     add("--start", choices=("lr", "noise"), default="lr", help="start from the noised input or from noise alone")

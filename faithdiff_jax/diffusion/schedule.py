@@ -1,4 +1,4 @@
-"""The noise schedule: betas, cumulative alphas, the sigmas and timesteps of a sampler, and the forward process."""
+"""The noise schedule: cumulative alphas, a sampler's sigmas and timesteps, the forward process, what is predicted."""
 
 import dataclasses
 
@@ -6,23 +6,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+PREDICTIONS = ("epsilon", "v_prediction")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Scaled-linear betas over `train_steps`; the defaults are SDXL's. The model predicts the noise (epsilon)."""
+    """Scaled-linear betas over `train_steps`; the defaults are SDXL's."""
 
     train_steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
     steps_offset: int = 1
+    prediction: str = "epsilon"
+    """What the UNet puts out: the noise ("epsilon"), or "v_prediction" (Salimans and Ho 2022), as SD 2.1 does."""
 
     def __post_init__(self):
         if self.train_steps < 1:
             raise ValueError(f"train_steps is {self.train_steps}: must be at least 1")
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(
-                f"beta_start is {self.beta_start} and beta_end {self.beta_end}: must rise and lie between 0 and 1"
-            )
+        if not (0 < self.beta_start < 1 and 0 < self.beta_end < 1):
+            raise ValueError(f"beta_start is {self.beta_start} and beta_end {self.beta_end}: must lie between 0 and 1")
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction is {self.prediction!r}: must be one of {', '.join(PREDICTIONS)}")
 
 
 def alphas_cumprod(config: ScheduleConfig) -> np.ndarray:
@@ -74,6 +78,30 @@ def add_noise(config: ScheduleConfig, latents: jax.Array, noise: jax.Array, time
     Returns:
         (B, h, w, c).
     """
-    alpha = jnp.asarray(alphas_cumprod(config))[timestep]
-    alpha = jnp.reshape(alpha, (-1, 1, 1, 1))
-    return jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
+    signal, deviation = _rates(config, timestep)
+    return signal * latents + deviation * noise
+
+
+def target(config: ScheduleConfig, latents: jax.Array, noise: jax.Array, timestep: jax.Array | int) -> jax.Array:
+    """What the UNet is to put out for the `add_noise` of the same arguments, (B, h, w, c).
+
+    The noise, or v = sqrt(a_t) * noise - sqrt(1 - a_t) * latents (Salimans and Ho 2022, appendix D).
+    """
+    if config.prediction == "epsilon":
+        return noise
+    signal, deviation = _rates(config, timestep)
+    return signal * noise - deviation * latents
+
+
+def to_noise(config: ScheduleConfig, output: jax.Array, noisy: jax.Array, timestep: jax.Array | int) -> jax.Array:
+    """The noise that the UNet's output for `noisy` says, all (B, h, w, c); `noisy` is of unit variance."""
+    if config.prediction == "epsilon":
+        return output
+    signal, deviation = _rates(config, timestep)
+    return signal * output + deviation * noisy
+
+
+def _rates(config: ScheduleConfig, timestep: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """sqrt(a_t) and sqrt(1 - a_t), broadcasting over (B, h, w, c)."""
+    alpha = jnp.reshape(jnp.asarray(alphas_cumprod(config))[timestep], (-1, 1, 1, 1))
+    return jnp.sqrt(alpha), jnp.sqrt(1 - alpha)

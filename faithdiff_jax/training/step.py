@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from faithdiff_jax.config import FaithDiffConfig
-from faithdiff_jax.diffusion.schedule import add_noise
+from faithdiff_jax.diffusion import schedule
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.layers import rematerialise
 from faithdiff_jax.networks import Networks
@@ -133,7 +133,7 @@ class TrainStep:
         return jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), tree)
 
     def loss(self, trained: Flat, frozen: Flat, batch: Batch, draws: Draws) -> tuple[jax.Array, jax.Array]:
-        """Mean absolute (or squared) error of the predicted noise (paper, equation 3).
+        """Mean absolute (or squared) error of the predicted noise, or v (paper, equation 3).
 
         Args:
             trained: parameters in the dtype to compute in.
@@ -153,10 +153,11 @@ class TrainStep:
             token_ids = [batch[f"token_ids_{i}"] for i in range(len(names))]
             context, pooled = self.networks.encode_text([params[name] for name in names], token_ids)
             features = self.networks.lq_encoder(params["lq_encoder"])(batch["lq"].astype(self.dtype))
-            noisy = add_noise(self.model.schedule, latents, draws.noise, draws.timesteps)
+            forward = self.model.schedule, latents, draws.noise, draws.timesteps
+            noisy = schedule.add_noise(*forward)
             denoiser = self.networks.denoiser({"unet": params["unet"], "alignment": params["alignment"]})
             predicted = denoiser(noisy, draws.timesteps, features, context, pooled, batch["time_ids"])
-        error = predicted.astype(jnp.float32) - draws.noise
+        error = predicted.astype(jnp.float32) - schedule.target(*forward)
         each = jnp.mean(jnp.abs(error) if self.config.loss == "l1" else error**2, axis=(1, 2, 3))
         return jnp.mean(each), each
 

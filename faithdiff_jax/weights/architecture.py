@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from faithdiff_jax.diffusion.schedule import ScheduleConfig
+from faithdiff_jax.diffusion.schedule import PREDICTIONS, ScheduleConfig
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
@@ -71,7 +71,7 @@ TEXT_SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
 # How a sampler spaces its steps (timestep_spacing, Karras sigmas) is not the model's: ours is the published one.
 SCHEDULE_SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "beta_schedule": ("linear", ("scaled_linear",)),
-    "prediction_type": ("epsilon", ("epsilon",)),
+    "prediction_type": ("epsilon", PREDICTIONS),
     "rescale_betas_zero_snr": (False, (False,)),
     "trained_betas": (None, (None,)),
 }
@@ -256,6 +256,7 @@ def schedule_config(path: pathlib.Path) -> ScheduleConfig:
             beta_start=file.get("beta_start", 0.0001),
             beta_end=file.get("beta_end", 0.02),
             steps_offset=file.get("steps_offset", 0),
+            prediction=file.get("prediction_type", "epsilon"),
         )
     )
 

