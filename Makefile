@@ -4,20 +4,22 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Where pip finds PyTorch's CPU build, if its index is not the default one: make test TORCH="--index-url ..."
 TORCH ?=
-# A converted model directory for make demo, instead of the toy.
+# A converted model directory for make demo, instead of the small model.
 MODEL ?=
 WORKERS ?= 2
 
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/installed
-	$(BIN)/python examples/demo.py --model "$(MODEL)"
+	$(BIN)/python infer.py --input examples --captions examples/captions --output restored --overwrite \
+		--compare --references examples/originals --scale 4 $(if $(MODEL),--model "$(MODEL)")
 
+# Without restarts, a worker that dies ends the run with the name of its test; with them, the run may never end.
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart 0 -m "not slow"
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow --timeout 0
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -121,7 +121,7 @@ def test_unsupported_unet(write, key, value, supported):
         (architecture.vae_config, published_sdxl.VAE, "latents_mean", [0.0, 0.0, 0.0, 0.0]),
         (read_text, published_sdxl.TEXT_ENCODER, "architectures", ["T5EncoderModel"]),
         (read_text, published_sdxl.TEXT_ENCODER, "hidden_act", "gelu_new"),
-        (architecture.schedule_config, published_sdxl.SCHEDULER, "prediction_type", "sample"),
+        (architecture.schedule_config, published_sdxl.SCHEDULER, "prediction_type", "flow_prediction"),
         (architecture.schedule_config, published_sdxl.SCHEDULER, "beta_schedule", "linear"),
         (architecture.schedule_config, published_sdxl.SCHEDULER, "rescale_betas_zero_snr", True),
     ],

@@ -270,8 +270,8 @@ FAULTS = {
         r"text_encoder: has no weights \(looked for model\.safetensors, .*pytorch_model\.bin",
     ),
     "another prediction": (
-        lambda t: edit(t["sdxl"] / "scheduler/scheduler_config.json", prediction_type="sample"),
-        'prediction_type is "sample": supported is "epsilon" or "v_prediction"',
+        lambda t: edit(t["sdxl"] / "scheduler/scheduler_config.json", prediction_type="flow_prediction"),
+        'prediction_type is "flow_prediction": supported is "epsilon" or "v_prediction" or "sample"',
     ),
     "another unet": (
         lambda t: edit(t["sdxl"] / "unet/config.json", block_out_channels=[16, 32, 32]),

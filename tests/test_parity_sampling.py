@@ -25,7 +25,7 @@ from faithdiff_jax.tiling import latent_grid
 from faithdiff_jax.weights import rules
 
 CONFIG = schedule.ScheduleConfig()
-VELOCITY = dataclasses.replace(CONFIG, prediction="v_prediction")
+PREDICTS = {name: dataclasses.replace(CONFIG, prediction=name) for name in schedule.PREDICTIONS}
 DENOISER_RULES = [
     *(rule.under("", "alignment.") for rule in rules.ALIGNMENT),
     *(rule.under("", "unet.") for rule in rules.UNET),
@@ -171,22 +171,25 @@ def test_sd21_has_no_added_embedding(rng):
     check_loop(Pair(unet_sd21(16), SD21), rng, size=(6, 10), added=False, steps=2)
 
 
-def test_v_prediction(rng):
-    check_loop(
-        Pair(unet_sd21(16), SD21), rng, size=(13, 10), tile=8, added=False, guidance=7.5, rescale=0.7, config=VELOCITY
-    )
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_other_predictions(rng, prediction):
+    settings = {"size": (13, 10), "tile": 8, "added": False, "guidance": 7.5, "rescale": 0.7}
+    check_loop(Pair(unet_sd21(16), SD21), rng, config=PREDICTS[prediction], **settings)
 
 
 def test_velocity(rng):
-    """What a v-prediction model is trained to put out, and the noise that its output stands for."""
     latents, noise, timesteps = normal(rng, 3, 4, 5, 4), normal(rng, 3, 4, 5, 4), np.array([0, 500, 999])
     expected = DDPMScheduler(**SCHEDULE).get_velocity(nchw(latents), nchw(noise), torch.from_numpy(timesteps))
-    velocity = schedule.target(VELOCITY, latents, noise, timesteps)
-    assert_parity(velocity, nhwc(expected))
-    noisy = schedule.add_noise(VELOCITY, latents, noise, timesteps)
-    assert_parity(schedule.to_noise(VELOCITY, velocity, noisy, timesteps), noise)
-    assert schedule.target(CONFIG, latents, noise, timesteps) is noise
-    assert schedule.to_noise(CONFIG, velocity, noisy, timesteps) is velocity
+    assert_parity(schedule.target(PREDICTS["v_prediction"], latents, noise, timesteps), nhwc(expected))
+
+
+@pytest.mark.parametrize("prediction", schedule.PREDICTIONS)
+def test_what_is_trained_for_says_the_noise(rng, prediction):
+    config = PREDICTS[prediction]
+    latents, noise, timesteps = normal(rng, 3, 4, 5, 4), normal(rng, 3, 4, 5, 4), np.array([100, 500, 999])
+    output = schedule.target(config, latents, noise, timesteps)
+    noisy = schedule.add_noise(config, latents, noise, timesteps)
+    assert_parity(schedule.to_noise(config, output, noisy, timesteps), noise)
 
 
 @pytest.mark.parametrize("betas", [(0.012, 0.00085), (0.02, 0.001)])
@@ -202,7 +205,7 @@ def test_falling_betas(betas):
     [
         ({"beta_start": 0.0}, "beta_start is 0.0 and beta_end 0.012: must lie between 0 and 1"),
         ({"beta_end": 1.0}, "beta_start is 0.00085 and beta_end 1.0: must lie"),
-        ({"prediction": "sample"}, "prediction is 'sample': must be one of epsilon, v_prediction"),
+        ({"prediction": "x0"}, "prediction is 'x0': must be one of epsilon, v_prediction, sample"),
     ],
 )
 def test_schedules_that_cannot_be(changes, message):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from devices import xla_flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from faithdiff_jax.errors import InputError
@@ -434,7 +435,7 @@ def test_two_processes(folder, open_checkpoints):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(2), "JAX_PLATFORMS": "cpu"}
     arguments = [sys.executable, "-c", TWO, address]
     processes = [
         subprocess.Popen(

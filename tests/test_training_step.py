@@ -386,11 +386,12 @@ def test_counting_goes_without_repeats():
     assert (plain.config.rematerialisation, plain.config.accumulation, plain.mesh) == ("none", 1, None)
 
 
-def test_v_prediction():
-    """The loss is on v; the same UNet output read as v is another noise, and it is what `predict_noise` gives."""
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_other_predictions(prediction):
+    """The loss is on what the UNet puts out, read back here from the noise that `predict_noise` says it means."""
     config = train_config(SOME, **SETTINGS)
     model = model_config()
-    model = dataclasses.replace(model, schedule=dataclasses.replace(model.schedule, prediction="v_prediction"))
+    model = dataclasses.replace(model, schedule=dataclasses.replace(model.schedule, prediction=prediction))
     batch, arrays = make_batch(0), dict(parameters(model))
     given = Draws(batch["timesteps"], batch["noise"], batch["vae_noise"])
     step = make_step(config, model)
@@ -406,6 +407,9 @@ def test_v_prediction():
     denoiser = {"unet": parts["unet"], "alignment": parts["alignment"]}
     noise = programs.predict_noise(denoiser, noisy, given.timesteps, features, *text, batch["time_ids"])
     # x0 = (x - sqrt(1 - a) noise) / sqrt(a), v = sqrt(a) noise - sqrt(1 - a) x0
-    output = (noise - np.sqrt(1 - alpha) * noisy) / np.sqrt(alpha)
-    target = np.sqrt(alpha) * given.noise - np.sqrt(1 - alpha) * latents
+    if prediction == "sample":
+        output, target = (noisy - np.sqrt(1 - alpha) * noise) / np.sqrt(alpha), latents
+    else:
+        output = (noise - np.sqrt(1 - alpha) * noisy) / np.sqrt(alpha)
+        target = np.sqrt(alpha) * given.noise - np.sqrt(1 - alpha) * latents
     np.testing.assert_allclose(loss, np.mean((output - target) ** 2), rtol=1e-4)

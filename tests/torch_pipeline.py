@@ -15,7 +15,9 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 
 def euler_scheduler(steps: int, prediction: str = "epsilon") -> EulerDiscreteScheduler:
-    scheduler = EulerDiscreteScheduler(timestep_spacing="leading", prediction_type=prediction, **SCHEDULE)
+    # This scheduler of diffusers has a word of its own for it.
+    kind = "original_sample" if prediction == "sample" else prediction
+    scheduler = EulerDiscreteScheduler(timestep_spacing="leading", prediction_type=kind, **SCHEDULE)
     scheduler.set_timesteps(steps)
     return scheduler
 

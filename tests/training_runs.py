@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import skimage.data
 import yaml
+from devices import xla_flags
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh
 from orbax.checkpoint import v1 as ocp
@@ -224,9 +225,8 @@ def start_process(
         cache: a folder of compiled programs.
         seconds: how much longer each step takes.
     """
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = os.environ | {
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": xla_flags(devices),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), str(Path(__file__).parent)]),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PREDICTIONS = ("epsilon", "v_prediction")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class ScheduleConfig:
     beta_end: float = 0.012
     steps_offset: int = 1
     prediction: str = "epsilon"
-    """What the UNet puts out: the noise ("epsilon"), or "v_prediction" (Salimans and Ho 2022), as SD 2.1 does."""
+    """What the UNet puts out, in the words of diffusers: noise ("epsilon", SDXL), "v_prediction" (Salimans and Ho 2022,
+    SD 2.1), or the clean latent itself ("sample")."""
 
     def __post_init__(self):
         if self.train_steps < 1:
@@ -85,10 +86,12 @@ def add_noise(config: ScheduleConfig, latents: jax.Array, noise: jax.Array, time
 def target(config: ScheduleConfig, latents: jax.Array, noise: jax.Array, timestep: jax.Array | int) -> jax.Array:
     """What the UNet is to put out for the `add_noise` of the same arguments, (B, h, w, c).
 
-    The noise, or v = sqrt(a_t) * noise - sqrt(1 - a_t) * latents (Salimans and Ho 2022, appendix D).
+    The noise, or v = sqrt(a_t) * noise - sqrt(1 - a_t) * latents (Salimans and Ho 2022, appendix D), or the latents.
     """
     if config.prediction == "epsilon":
         return noise
+    if config.prediction == "sample":
+        return latents
     signal, deviation = _rates(config, timestep)
     return signal * noise - deviation * latents
 
@@ -98,6 +101,8 @@ def to_noise(config: ScheduleConfig, output: jax.Array, noisy: jax.Array, timest
     if config.prediction == "epsilon":
         return output
     signal, deviation = _rates(config, timestep)
+    if config.prediction == "sample":
+        return (noisy - signal * output) / deviation
     return signal * output + deviation * noisy
 
 

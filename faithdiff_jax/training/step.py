@@ -133,7 +133,7 @@ class TrainStep:
         return jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), tree)
 
     def loss(self, trained: Flat, frozen: Flat, batch: Batch, draws: Draws) -> tuple[jax.Array, jax.Array]:
-        """Mean absolute (or squared) error of the predicted noise, or v (paper, equation 3).
+        """Mean absolute (or squared) error of the predicted noise, or of `schedule.prediction` (paper, eq. 3).
 
         Args:
             trained: parameters in the dtype to compute in.
