@@ -1,10 +1,10 @@
 """How well the small model restores photographs that it has not seen, stage by stage and beside bicubic.
 
-    python examples/tiny/training_photos.py --output photos
-    python benchmarks/small_model.py --photos photos/held_out --models work/base work/stage1 work/stage2
+    python benchmarks/small_model.py                                                 # the model that comes along
+    python benchmarks/small_model.py --models work/base work/stage1 work/stage2 --crop 256
 
-The middle of each photograph is degraded at levels I, II and III with fixed seeds, a quarter of the size, and restored
-with 20 steps; figures are means over photographs and seeds.
+The middle of each held-out photograph is degraded at levels I, II and III with fixed seeds, a quarter of the size, and
+restored with 20 steps; figures are means over photographs and seeds.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from faithdiff_jax import FaithDiff
+from faithdiff_jax import SMALL_MODEL, FaithDiff
 from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.degradation import LEVELS, degrade
 from faithdiff_jax.data.make_pairs import crop_middle, image_generator
@@ -22,11 +22,12 @@ from faithdiff_jax.evaluation.tables import Case, evaluate, markdown
 from faithdiff_jax.text import trim_caption
 
 SCALE = 4
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
-def cases(folder: pathlib.Path, level: str, crop: int, seeds: int) -> list[Case]:
+def cases(folder: pathlib.Path, captions: pathlib.Path, level: str, crop: int, seeds: int) -> list[Case]:
     """Every photograph of a folder, degraded once for each seed."""
-    photographs = PhotoFolder(folder)
+    photographs = PhotoFolder(folder, captions)
     found = []
     for index in range(len(photographs)):
         record, name = photographs[index], photographs.name(index)
@@ -52,12 +53,13 @@ def restorer(path: pathlib.Path, guidance: float, color_fix: str, steps: int):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=pathlib.Path, required=True)
-    parser.add_argument("--models", type=pathlib.Path, nargs="+", required=True)
+    parser.add_argument("--photos", type=pathlib.Path, default=EXAMPLES / "originals")
+    parser.add_argument("--captions", type=pathlib.Path, default=EXAMPLES / "captions")
+    parser.add_argument("--models", type=pathlib.Path, nargs="+", default=[SMALL_MODEL])
     parser.add_argument("--levels", nargs="*", choices=list(LEVELS), default=list(LEVELS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--crop", type=int, default=512)
-    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--color-fix", default="adain")
     options = parser.parse_args()
@@ -65,7 +67,7 @@ def main() -> None:
     for path in options.models:
         restorers[path.name] = restorer(path, options.guidance, options.color_fix, options.steps)
     results = {
-        level: evaluate(restorers, cases(options.photos, level, options.crop, options.seeds))
+        level: evaluate(restorers, cases(options.photos, options.captions, level, options.crop, options.seeds))
         for level in options.levels
     }
     print(markdown(results))

@@ -38,7 +38,7 @@ def test_restored_photographs_are_better_than_bicubic(model, level):
     def restore(low, caption):
         return model.restore(low, caption, scale=4, guidance=1.0)
 
-    pictures = cases(EXAMPLES / "originals", level, CROP, SEEDS)
+    pictures = cases(EXAMPLES / "originals", EXAMPLES / "captions", level, CROP, SEEDS)
     means = evaluate({"bicubic": bicubic, "ours": restore}, pictures)
     assert means["ours"]["PSNR"] - means["bicubic"]["PSNR"] > PSNR_GAIN[level]
     assert means["ours"]["SSIM"] - means["bicubic"]["SSIM"] > SSIM_GAIN[level]
