@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=512)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--color-fix", default="adain")
+    parser.add_argument("--color-fix", default="wavelet")
     options = parser.parse_args()
     restorers = {"bicubic": bicubic}
     for path in options.models:

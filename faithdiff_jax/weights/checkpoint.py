@@ -88,6 +88,8 @@ def _part_shapes(config: FaithDiffConfig, part: str) -> tuple[tuple[str, tuple[i
 
 def write_config(model_dir: pathlib.Path, config: FaithDiffConfig, provenance: Mapping[str, Any]) -> None:
     """Write `config.yaml` when all parts and tokenizers are saved; `provenance` is plain data, for people to read."""
+    for marker in model_dir.glob("params/*/commit_success.txt"):
+        marker.unlink()  # Orbax's note of the folder that it wrote in, which is another one by now; nothing reads it
     sizes = {part: _size(_folder(model_dir, part)) for part in part_names(config)}
     data = {"format": FORMAT, "model": to_dict(config), "sizes": sizes}
     if sum(sizes.values()) <= CHECKED_BYTES:
