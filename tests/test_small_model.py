@@ -23,9 +23,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 LARGEST = 16_000_000
 CROP, SEEDS = 256, 1
-# Restored over bicubic, in dB and in SSIM, a little under what was measured (see the README's table).
-PSNR_GAIN = {"II": -1.0, "III": -0.15}
-SSIM_GAIN = {"II": 0.004, "III": -0.005}
+# Restored over bicubic, in dB and in SSIM, a little under what was measured (the README has it): PSNR is lower at II.
+PSNR_GAIN = {"II": -0.6, "III": 0.05}
+SSIM_GAIN = {"II": 0.015, "III": 0.008}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_it_is_small():
 def test_it_says_where_it_is_from():
     provenance = load_yaml(SMALL_MODEL / checkpoint.CONFIG)["provenance"]
     assert provenance["recipe"] == "examples/tiny/train_small_model.py"
-    assert all(provenance[stage]["steps"] > 100 for stage in ("autoencoder", "base", "stage1", "stage2"))
+    assert all(provenance[stage]["steps"] > 100 for stage in ("autoencoder", "base", "stage1", "stage2", "finish"))
 
 
 def test_altered_or_missing_files_are_refused(tmp_path):

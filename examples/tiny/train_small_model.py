@@ -2,7 +2,8 @@
 
     python examples/tiny/train_small_model.py --work small_model_runs --output small_model
 
-photographs -> autoencoder -> base (UNet and text encoders) -> stage 1 (aligner) -> stage 2 (all three) -> float16
+photographs -> autoencoder -> base (UNet and text encoders) -> stage 1 (aligner) -> stage 2 (all three) and its end
+-> float16
 
 Each stage is a command of its own, printed before it runs; what is done already is not done again, and a stage that was
 stopped goes on. `--quick` takes a few steps of each, to try the chain.
@@ -22,7 +23,7 @@ from faithdiff_jax.weights.fresh import write_model
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
-STAGES = ("base", "stage1", "stage2")
+STAGES = ("base", "stage1", "stage2", "finish")
 QUICK = {"autoencoder": ["steps=3", "warmup=1"], "stage": ["steps=3", "optimizer.warmup=1"]}
 
 
