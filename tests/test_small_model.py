@@ -71,16 +71,17 @@ def test_altered_or_missing_files_are_refused(tmp_path):
 
 
 def test_it_is_used_without_a_model(tmp_path, capsys):
-    picture = Image.open(EXAMPLES / "chelsea.png").crop((20, 20, 52, 44))
     (tmp_path / "in").mkdir()
+    with Image.open(EXAMPLES / "chelsea.png") as whole:
+        picture = whole.crop((20, 20, 52, 44))
     picture.save(tmp_path / "in" / "cat.png")
     picture.resize((128, 96)).save(tmp_path / "cat.png")
     output = tmp_path / "out"
     arguments = ["--input", tmp_path / "in", "--output", output, "--steps", "2", "--cache", ""]
     assert infer([*map(str, arguments), "--compare", "--references", str(tmp_path)]) == 0
-    assert Image.open(output / "cat.png").size == (128, 96)
-    sheet = Image.open(output / "cat_compare.png")
-    assert sheet.width > 4 * 128
+    with Image.open(output / "cat.png") as restored, Image.open(output / "cat_compare.png") as sheet:
+        assert restored.size == (128, 96)
+        assert sheet.width > 4 * 128
 
 
 def test_to_pytorch_and_back(tmp_path):
