@@ -54,7 +54,7 @@ def test_overrides_are_yaml():
         ("alignment.mixing=time", "mixing is 'time': must be one of none, batch, spatial"),
         ("alignment.group=4", "group is 4: must be at least 1, and goes with mixing 'batch' only"),
         ("alignment.layers=0", "layers is 0: must be at least 1"),
-        ("schedule.beta_end=0.0001", "beta_start is 0.00085 and beta_end 0.0001"),
+        ("schedule.beta_end=1.5", "beta_start is 0.00085 and beta_end 1.5"),
         ("schedule.train_steps=0", "train_steps is 0: must be at least 1"),
         ("text_encoders=[]", "text_encoders is empty"),
         ("alignment", "override 'alignment': must be key=value"),
