@@ -10,7 +10,6 @@ import pytest
 import tiny
 
 from faithdiff_jax.config import FaithDiffConfig, load
-from faithdiff_jax.diffusion.schedule import ScheduleConfig
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
@@ -176,7 +175,7 @@ def test_parameters_that_are_not_the_architectures(params, tokenizers, tmp_path,
 
 
 def test_the_small_model_fits_its_limits():
-    """16 MB as float16, the published schedule, tokenizers that fit, every caption's word one token."""
+    """16 MB as float16, tokenizers that fit, every caption's word one token; it predicts the clean latent."""
     folder = REPOSITORY / "configs" / "tiny"
     config = load(FaithDiffConfig, folder / "model.yaml")
     fresh.check_tokenizers(config, folder)
@@ -186,7 +185,7 @@ def test_the_small_model_fits_its_limits():
         for shape in checkpoint.part_shapes(config, part).values()
     )
     assert 2 * numbers < 15_000_000
-    assert config.schedule == ScheduleConfig()
+    assert config.schedule.prediction == "sample"
     caption = "A close-up of a tabby cat. Its green eyes look to the side."
     for ids in Tokenizers.load([folder / "tokenizer", folder / "tokenizer_2"])([caption]):
         words = re.findall(r"\w+|[^\w\s]", caption)
