@@ -2,10 +2,9 @@
 
 import os
 
-from devices import xla_flags
+from devices import simulated
 
-os.environ.setdefault("XLA_FLAGS", xla_flags(8))
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.update(simulated(8) | dict(os.environ))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -1,16 +1,18 @@
-"""XLA's flags for simulated devices; imported before jax is."""
+"""The environment for simulated devices; set before jax is imported."""
+
+THREADS = 64  # always as many: how a product is divided between threads may change its last bit
 
 
-def xla_flags(devices: int) -> str:
-    """For so many CPU devices, with timeouts for a busy machine.
+def simulated(devices: int) -> dict[str, str]:
+    """So many CPU devices, with threads for all that they may wait for.
 
-    Tiny models compile longer than they run, so the compiler's own optimiser is off. On a core or two, one device may
-    keep the others waiting for longer than the 40 seconds after which XLA ends the process.
+    Tiny models compile longer than they run, so the compiler's own optimiser is off. A device runs collectives that do
+    not depend on each other at the same time, each holding a thread until the other devices come: with one thread a
+    device, which is what XLA takes on a core or two, devices that wait in one collective leave none for another.
     """
-    flags = {
-        "xla_force_host_platform_device_count": devices,
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_collective_call_terminate_timeout_seconds": 600,
-        "xla_cpu_collective_timeout_seconds": 600,
+    flags = {"xla_force_host_platform_device_count": devices, "xla_backend_optimization_level": 0}
+    return {
+        "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in flags.items()),
+        "PJRT_NPROC": str(THREADS),
+        "JAX_PLATFORMS": "cpu",
     }
-    return " ".join(f"--{name}={value}" for name, value in flags.items())

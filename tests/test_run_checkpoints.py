@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from devices import xla_flags
+from devices import simulated
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from faithdiff_jax.errors import InputError
@@ -435,7 +435,7 @@ def test_two_processes(folder, open_checkpoints):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": xla_flags(2), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | simulated(2)
     arguments = [sys.executable, "-c", TWO, address]
     processes = [
         subprocess.Popen(

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import skimage.data
 import yaml
-from devices import xla_flags
+from devices import simulated
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh
 from orbax.checkpoint import v1 as ocp
@@ -225,8 +225,8 @@ def start_process(
         cache: a folder of compiled programs.
         seconds: how much longer each step takes.
     """
-    environment = os.environ | {
-        "XLA_FLAGS": xla_flags(devices),
+    environment = os.environ | simulated(devices)
+    environment |= {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), str(Path(__file__).parent)]),
