@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 
 # Without restarts, a worker that dies ends the run with the name of its test; with them, the run may never end.
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart 0 -m "not slow"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "not slow"
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -m slow --timeout 0
