@@ -11,8 +11,8 @@ WORKERS ?= 2
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/installed
-	$(BIN)/python infer.py --input examples --captions examples/captions --output restored --overwrite \
-		--compare --references examples/originals --scale 4 $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/python infer.py --input examples --output restored --overwrite --compare --references examples/originals \
+		$(if $(MODEL),--model "$(MODEL)" --captions examples/captions --scale 4)
 
 # Without restarts, a worker that dies ends the run with the name of its test; with them, the run may never end.
 test: lint

@@ -25,7 +25,7 @@ SCALE = 4
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
-def cases(folder: pathlib.Path, captions: pathlib.Path, level: str, crop: int, seeds: int) -> list[Case]:
+def cases(folder: pathlib.Path, captions: pathlib.Path | None, level: str, crop: int, seeds: int) -> list[Case]:
     """Every photograph of a folder, degraded once for each seed."""
     photographs = PhotoFolder(folder, captions)
     found = []
@@ -45,16 +45,15 @@ def bicubic(low: np.ndarray, caption: str) -> np.ndarray:
     return np.array(Image.fromarray(low).resize((SCALE * width, SCALE * height), Image.Resampling.BICUBIC))
 
 
-def restorer(path: pathlib.Path, guidance: float, color_fix: str, steps: int):
+def restorer(path: pathlib.Path, **options):
     model = FaithDiff.load(path)
-    options = {"scale": SCALE, "steps": steps, "guidance": guidance, "color_fix": color_fix}
-    return lambda low, caption: model.restore(low, caption, **options)
+    return lambda low, caption: model.restore(low, caption, scale=SCALE, **options)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=pathlib.Path, default=EXAMPLES / "originals")
-    parser.add_argument("--captions", type=pathlib.Path, default=EXAMPLES / "captions")
+    parser.add_argument("--captions", type=pathlib.Path, help="folder; without, no captions are used")
     parser.add_argument("--models", type=pathlib.Path, nargs="+", default=[SMALL_MODEL])
     parser.add_argument("--levels", nargs="*", choices=list(LEVELS), default=list(LEVELS))
     parser.add_argument("--seeds", type=int, default=2)
@@ -62,10 +61,10 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--color-fix", default="wavelet")
+    parser.add_argument("--wavelet-levels", type=int, default=3)
     options = parser.parse_args()
-    restorers = {"bicubic": bicubic}
-    for path in options.models:
-        restorers[path.name] = restorer(path, options.guidance, options.color_fix, options.steps)
+    sampling = {name: getattr(options, name) for name in ("guidance", "steps", "color_fix", "wavelet_levels")}
+    restorers = {"bicubic": bicubic} | {path.name: restorer(path, **sampling) for path in options.models}
     results = {
         level: evaluate(restorers, cases(options.photos, options.captions, level, options.crop, options.seeds))
         for level in options.levels

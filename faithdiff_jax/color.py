@@ -4,24 +4,27 @@ import jax
 import jax.numpy as jnp
 
 METHODS = ("adain", "wavelet", "none")
+LEVELS = 5  # of the published wavelet fix
+MOST_LEVELS = 10
 
 # The published 1e-5 belongs to variances of images in [0, 1]; in [-1, 1] they are four times as large.
 _VARIANCE_EPSILON = 4 * 1e-5
 
 
-def fix_color(image: jax.Array, reference: jax.Array, method: str) -> jax.Array:
+def fix_color(image: jax.Array, reference: jax.Array, method: str, levels: int = LEVELS) -> jax.Array:
     """Apply a colour fix by name: "adain" (the published default), "wavelet" or "none".
 
     Both arrays are (B, H, W, C) in [-1, 1], `reference` the upscaled input; the result is float32 of that shape,
-    except for "none", which hands `image` back. It is not clipped. The published script (FaithDiff, test code taken
-    from StableSR's wavelet_color_fix) fixes the image after it was clipped and rounded to 8 bits.
+    except for "none", which hands `image` back. It is not clipped. `levels` is for "wavelet". The published script
+    (FaithDiff, test code taken from StableSR's wavelet_color_fix) fixes the image after it was clipped and rounded to
+    8 bits.
     Raises ValueError for another name or for shapes that differ.
     """
     if method not in METHODS:
         raise ValueError(f"color fix {method!r}: must be one of {', '.join(METHODS)}")
     if method == "none":
         return image
-    return adain(image, reference) if method == "adain" else wavelet(image, reference)
+    return adain(image, reference) if method == "adain" else wavelet(image, reference, levels)
 
 
 def adain(image: jax.Array, reference: jax.Array) -> jax.Array:
@@ -36,7 +39,7 @@ def adain(image: jax.Array, reference: jax.Array) -> jax.Array:
     return (image - image_mean) / image_deviation * reference_deviation + reference_mean
 
 
-def wavelet(image: jax.Array, reference: jax.Array, levels: int = 5) -> jax.Array:
+def wavelet(image: jax.Array, reference: jax.Array, levels: int = LEVELS) -> jax.Array:
     """Keep the image's high frequencies and take the low ones from the reference, by an a-trous decomposition.
 
     Shapes (B, H, W, C), float32 result; any range, since the filters keep constants. Level i smooths with the 3x3

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from faithdiff_jax import image as images_
-from faithdiff_jax.color import METHODS, fix_color
+from faithdiff_jax.color import LEVELS, METHODS, MOST_LEVELS, fix_color
 from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.programs import Programs
@@ -262,6 +262,7 @@ class FaithDiff:
         tile_batch: int = 1,
         sampler: str = "euler",
         color_fix: str = "adain",
+        wavelet_levels: int = LEVELS,
         negative_caption: str = "",
         multiple: int | None = None,
     ) -> np.ndarray:
@@ -283,6 +284,7 @@ class FaithDiff:
             tile_batch: tiles that go through the UNet together.
             sampler: "euler" or "ddpm".
             color_fix: "adain", "wavelet" or "none".
+            wavelet_levels: what is coarser than 2**levels pixels comes from the input, under "wavelet"; 1 to 10.
             negative_caption: what guidance leads away from; published: the empty caption, encoded.
             multiple: pad sides up to a multiple of this many pixels, 8 by default as published. A larger one lets
                 pictures of many sizes share a compiled program, at slightly other results.
@@ -297,6 +299,8 @@ class FaithDiff:
             raise InputError(f"start is {start!r}: must be one of {', '.join(STARTS)}")
         if color_fix not in METHODS:
             raise InputError(f"color_fix is {color_fix!r}: must be one of {', '.join(METHODS)}")
+        if not 1 <= wavelet_levels <= MOST_LEVELS:
+            raise InputError(f"wavelet_levels is {wavelet_levels}: must be between 1 and {MOST_LEVELS}")
         check_options(self.config, steps, guidance, guidance_rescale, tile, overlap, tile_batch, sampler)
         factor = self.config.vae.factor
         multiple = multiple or factor
@@ -331,7 +335,7 @@ class FaithDiff:
         restored = images_.to_uint8(images_.crop(np.asarray(self.decode(latents)[0]), height, width))
         # As published, colours are fixed on the picture at eight bits, against the upscaled input.
         ours, theirs = (jnp.asarray(images_.to_float(picture)[None]) for picture in (restored, upscaled))
-        fixed = fix_color(ours, theirs, color_fix)
+        fixed = fix_color(ours, theirs, color_fix, wavelet_levels)
         return images_.to_uint8(np.asarray(fixed[0]))
 
     @property

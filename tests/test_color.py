@@ -98,6 +98,13 @@ def test_a_flat_image_takes_the_reference_colour():
         np.testing.assert_allclose(fix_color(image, reference, method), reference, atol=1e-6)
 
 
+def test_fewer_levels_keep_less_of_the_image(pair):
+    image, reference = pair
+    distance = [np.abs(fix_color(image, reference, "wavelet", levels) - reference).mean() for levels in (5, 3, 1)]
+    assert distance[0] > distance[1] > distance[2]
+    np.testing.assert_array_equal(fix_color(image, reference, "wavelet", 3), wavelet(image, reference, 3))
+
+
 def test_unknown_method_and_unequal_shapes_are_named(pair):
     image, reference = pair
     with pytest.raises(ValueError, match=r"'hue'.*adain, wavelet, none"):

@@ -203,6 +203,7 @@ def test_padding_to_a_larger_multiple_keeps_the_size(multiple):
         ({"sampler": "plms"}, "sampler is 'plms': must be one of euler, ddpm"),
         ({"start": "hq"}, "start is 'hq': must be one of lr, noise"),
         ({"color_fix": "lab"}, "color_fix is 'lab': must be one of adain, wavelet, none"),
+        ({"wavelet_levels": 0}, "wavelet_levels is 0: must be between 1 and 10"),
         ({"scale": 0}, "scale 0: must be a finite number above 0"),
         ({"scale": 0.1}, "each side must come to 8 or more"),
         ({"multiple": 12}, "multiple is 12: must be a multiple of 8"),

@@ -23,9 +23,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 LARGEST = 16_000_000
 CROP, SEEDS = 256, 1
-# Restored over bicubic, in dB and in SSIM, a little under what was measured (the README has it): PSNR is lower at II.
-PSNR_GAIN = {"II": -0.6, "III": 0.05}
-SSIM_GAIN = {"II": 0.015, "III": 0.008}
+# Restored over bicubic, in dB and in SSIM, a little under what was measured (the README has it).
+PSNR_GAIN = {"II": 0.05, "III": 0.2}
+SSIM_GAIN = {"II": 0.02, "III": 0.005}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def model():
 @pytest.mark.parametrize("level", ["II", "III"])
 def test_restored_photographs_are_better_than_bicubic(model, level):
     def restore(low, caption):
-        return model.restore(low, caption, scale=4, guidance=1.0, color_fix="wavelet")
+        return model.restore(low, caption, scale=4, guidance=1.0, color_fix="wavelet", wavelet_levels=3)
 
-    pictures = cases(EXAMPLES / "originals", EXAMPLES / "captions", level, CROP, SEEDS)
+    pictures = cases(EXAMPLES / "originals", None, level, CROP, SEEDS)
     means = evaluate({"bicubic": bicubic, "ours": restore}, pictures)
     assert means["ours"]["PSNR"] - means["bicubic"]["PSNR"] > PSNR_GAIN[level]
     assert means["ours"]["SSIM"] - means["bicubic"]["SSIM"] > SSIM_GAIN[level]
