@@ -158,7 +158,6 @@ def _jobs(source: pathlib.Path, folder: pathlib.Path, suffix: str) -> list[tuple
 
 def _check(arguments: argparse.Namespace) -> None:
     """Everything that can be refused before the model is read."""
-    from faithdiff_jax.color import MOST_LEVELS
     from faithdiff_jax.sampling import check_options
     from faithdiff_jax.weights.checkpoint import read_config
 
@@ -166,8 +165,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--seed {arguments.seed}: must be between 0 and {SEEDS - 1}")
     if not 0 < arguments.scale < float("inf"):
         raise InputError(f"--scale {arguments.scale}: must be a number above 0")
-    if not 1 <= arguments.wavelet_levels <= MOST_LEVELS:
-        raise InputError(f"--wavelet-levels {arguments.wavelet_levels}: must be between 1 and {MOST_LEVELS}")
     if arguments.references is not None:
         if not arguments.compare:
             raise InputError("--references: is for --compare, which is not given")
@@ -249,7 +246,8 @@ def _parser() -> Parser:
     add("--sampler", choices=("euler", "ddpm"), default="euler", help="deterministic, or ancestral")
     add("--start", choices=("lr", "noise"), default="lr", help="start from the noised input or from noise alone")
     add("--color-fix", choices=("adain", "wavelet", "none"), help="colours of the input: adain; small model: wavelet")
-    add("--wavelet-levels", type=int, metavar="N", help="coarser than 2^N pixels is the input's: 5; small model: 3")
+    levels = "coarser than 2^N pixels is the input's, 1 to 10: 5; small model: 3"
+    add("--wavelet-levels", type=int, choices=range(1, 11), metavar="N", help=levels)
     add("--seed", type=int, default=42, help="of all noise")
     add("--tile", type=int, default=128, help="side of a tile in latent pixels (8 image pixels each for SDXL)")
     add("--overlap", type=float, default=0.5, help="stride of the tiles as a fraction of a tile, as published")
