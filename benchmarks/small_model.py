@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--color-fix", default="wavelet")
-    parser.add_argument("--wavelet-levels", type=int, default=3)
+    parser.add_argument("--wavelet-levels", type=int, default=2)
     options = parser.parse_args()
     sampling = {name: getattr(options, name) for name in ("guidance", "steps", "color_fix", "wavelet_levels")}
     restorers = {"bicubic": bicubic} | {path.name: restorer(path, **sampling) for path in options.models}

@@ -24,8 +24,8 @@ EXAMPLES = ROOT / "examples"
 LARGEST = 16_000_000
 CROP, SEEDS = 256, 1
 # Restored over bicubic, in dB and in SSIM, a little under what was measured (the README has it).
-PSNR_GAIN = {"II": 0.05, "III": 0.2}
-SSIM_GAIN = {"II": 0.02, "III": 0.005}
+PSNR_GAIN = {"II": 0.2, "III": 0.14}
+SSIM_GAIN = {"II": 0.018, "III": 0.002}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def model():
 @pytest.mark.parametrize("level", ["II", "III"])
 def test_restored_photographs_are_better_than_bicubic(model, level):
     def restore(low, caption):
-        return model.restore(low, caption, scale=4, guidance=1.0, color_fix="wavelet", wavelet_levels=3)
+        return model.restore(low, caption, scale=4, guidance=1.0, color_fix="wavelet", wavelet_levels=2)
 
     pictures = cases(EXAMPLES / "originals", None, level, CROP, SEEDS)
     means = evaluate({"bicubic": bicubic, "ours": restore}, pictures)

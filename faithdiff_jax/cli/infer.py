@@ -25,7 +25,7 @@ from faithdiff_jax.text import find_caption, read_caption, trim_caption
 FORMATS = ("png", "jpg", "webp", "tif")
 SEEDS = 2**32
 # What suits the small model: it was trained for four times the size and on small crops, and knows few words.
-SMALL_MODEL_DEFAULTS = {"scale": 4.0, "guidance": 1.0, "color_fix": "wavelet", "wavelet_levels": 3}
+SMALL_MODEL_DEFAULTS = {"scale": 4.0, "guidance": 1.0, "color_fix": "wavelet", "wavelet_levels": 2}
 DEFAULTS = {"scale": 2.0, "guidance": 5.0, "color_fix": "adain", "wavelet_levels": 5}  # as published
 
 
@@ -246,7 +246,7 @@ def _parser() -> Parser:
     add("--sampler", choices=("euler", "ddpm"), default="euler", help="deterministic, or ancestral")
     add("--start", choices=("lr", "noise"), default="lr", help="start from the noised input or from noise alone")
     add("--color-fix", choices=("adain", "wavelet", "none"), help="colours of the input: adain; small model: wavelet")
-    levels = "coarser than 2^N pixels is the input's, 1 to 10: 5; small model: 3"
+    levels = "coarser than 2^N pixels is the input's, 1 to 10: 5; small model: 2"
     add("--wavelet-levels", type=int, choices=range(1, 11), metavar="N", help=levels)
     add("--seed", type=int, default=42, help="of all noise")
     add("--tile", type=int, default=128, help="side of a tile in latent pixels (8 image pixels each for SDXL)")
