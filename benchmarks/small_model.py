@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from faithdiff_jax import SMALL_MODEL, FaithDiff
+from faithdiff_jax.cli.infer import SMALL_MODEL_DEFAULTS
 from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.degradation import LEVELS, degrade
 from faithdiff_jax.data.make_pairs import crop_middle, image_generator
@@ -47,7 +48,7 @@ def bicubic(low: np.ndarray, caption: str) -> np.ndarray:
 
 def restorer(path: pathlib.Path, **options):
     model = FaithDiff.load(path)
-    return lambda low, caption: model.restore(low, caption, scale=SCALE, **options)
+    return lambda low, caption: model.restore(low, caption, **options)
 
 
 def main() -> None:
@@ -58,12 +59,13 @@ def main() -> None:
     parser.add_argument("--levels", nargs="*", choices=list(LEVELS), default=list(LEVELS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--crop", type=int, default=512)
-    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--guidance", type=float)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--color-fix", default="wavelet")
-    parser.add_argument("--wavelet-levels", type=int, default=2)
+    parser.add_argument("--color-fix")
+    parser.add_argument("--wavelet-levels", type=int)
+    parser.set_defaults(**SMALL_MODEL_DEFAULTS)
     options = parser.parse_args()
-    sampling = {name: getattr(options, name) for name in ("guidance", "steps", "color_fix", "wavelet_levels")}
+    sampling = {name: getattr(options, name) for name in ("steps", *SMALL_MODEL_DEFAULTS)}
     restorers = {"bicubic": bicubic} | {path.name: restorer(path, **sampling) for path in options.models}
     results = {
         level: evaluate(restorers, cases(options.photos, options.captions, level, options.crop, options.seeds))

@@ -7,9 +7,9 @@ def simulated(devices: int) -> dict[str, str]:
     """So many CPU devices, with threads for all that they may wait for.
 
     Tiny models compile longer than they run, so the compiler's own optimiser is off, and so are its fusion emitters,
-    which cost it half as much time again. A device runs collectives that do
-    not depend on each other at the same time, each holding a thread until the other devices come: with one thread a
-    device, which is what XLA takes on a core or two, devices that wait in one collective leave none for another.
+    which cost it half as much time again. A device runs collectives that do not depend on each other at the same time,
+    each holding a thread until the other devices come: with one thread a device, which is what XLA takes on a core or
+    two, devices that wait in one collective leave none for another.
     """
     flags = {
         "xla_force_host_platform_device_count": devices,

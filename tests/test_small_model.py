@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from benchmarks.small_model import bicubic, cases
 from faithdiff_jax import SMALL_MODEL, FaithDiff
 from faithdiff_jax.cli.convert import main as convert
+from faithdiff_jax.cli.infer import SMALL_MODEL_DEFAULTS
 from faithdiff_jax.cli.infer import main as infer
 from faithdiff_jax.config import load_yaml
 from faithdiff_jax.errors import InputError
@@ -36,7 +37,7 @@ def model():
 @pytest.mark.parametrize("level", ["II", "III"])
 def test_restored_photographs_are_better_than_bicubic(model, level):
     def restore(low, caption):
-        return model.restore(low, caption, scale=4, guidance=1.0, color_fix="wavelet", wavelet_levels=2)
+        return model.restore(low, caption, **SMALL_MODEL_DEFAULTS)
 
     pictures = cases(EXAMPLES / "originals", None, level, CROP, SEEDS)
     means = evaluate({"bicubic": bicubic, "ours": restore}, pictures)
