@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import published_sdxl
 
-from faithdiff_jax.config import FaithDiffConfig
-from faithdiff_jax.weights import checkpoint, rules
-from faithdiff_jax.weights.convert import FAITHDIFF_PARTS
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import part_shapes
+from faithdiff_jax.weights import model_directory, rules
+from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
 from faithdiff_jax.weights.keymap import KeyMap
-from faithdiff_jax.weights.safetensors_file import read_header, write_tensors
-from faithdiff_jax.weights.sources import TensorSource, open_tensors
+from faithdiff_jax.weights.safetensors_format import read_header, write_tensors
+from faithdiff_jax.weights.tensor_files import TensorSource, open_tensors
 
 # getrusage would count this process too, of which the child begins as a copy; VmHWM (Linux) starts with the program.
 CHILD = """
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def measure(folder: Path, dtype: np.dtype, suffix: str) -> None:
-    keymaps = {part: KeyMap(RULES[part], checkpoint.part_shapes(FaithDiffConfig(), part)) for part in RULES}
+    keymaps = {part: KeyMap(RULES[part], part_shapes(FaithDiffConfig(), part)) for part in RULES}
     files = write_published(folder, keymaps, dtype, suffix)
     model, back = folder / "model", folder / "back.safetensors"
     flags = ["--sdxl", folder / "sdxl", "--vae", folder / "vae", "--faithdiff", files["unet"], "--output", model]
@@ -61,7 +62,7 @@ def measure(folder: Path, dtype: np.dtype, suffix: str) -> None:
     count = 0
     for part, keymap in keymaps.items():
         given = sources[files[part]]
-        arrays = checkpoint.load_arrays(model, part, [entry.path for entry in keymap.entries])
+        arrays = model_directory.load_arrays(model, part, [entry.path for entry in keymap.entries])
         for entry, (_, array) in zip(keymap.entries, arrays, strict=True):
             for name, tensor in keymap.write(entry, array):
                 require_same(name, given, tensor)

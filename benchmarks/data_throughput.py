@@ -26,7 +26,7 @@ from skimage import data as photographs
 
 from faithdiff_jax.data.loader import Loader, LoaderConfig
 from faithdiff_jax.data.mixture import SourceConfig
-from faithdiff_jax.text import Tokenizers
+from faithdiff_jax.files.tokenizers import Tokenizers
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
 from tiny import write_tokenizer

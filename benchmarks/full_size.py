@@ -66,12 +66,13 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
     import jax.numpy as jnp
     from flax import nnx
 
-    from faithdiff_jax import sampling
-    from faithdiff_jax.config import FaithDiffConfig
+    from faithdiff_jax.inference import denoise
+    from faithdiff_jax.inference.denoise import SamplingPlan, Text
+    from faithdiff_jax.models.config import FaithDiffConfig
     from faithdiff_jax.models.faithdiff import FaithDiffModel
-    from faithdiff_jax.sampling import SamplingPlan, Text
+    from faithdiff_jax.models.parts import flatten, unflatten
     from faithdiff_jax.weights import rules
-    from faithdiff_jax.weights.keymap import KeyMap, flatten, unflatten
+    from faithdiff_jax.weights.keymap import KeyMap
 
     if options.dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
@@ -121,7 +122,7 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
         @jax.jit
         def image(params, x):
             model = nnx.merge(graph, params)
-            return sampling.sample(
+            return denoise.sample(
                 model.denoiser, plan, model.lq_encoder(x["images"]), Text(context=x["context"], pooled=x["pooled"]),
                 Text(context=x["negative"], pooled=x["pooled"]), x["latents"], None, None, x["time_ids"],
                 jnp.float32(GUIDANCE), None,

@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from faithdiff_jax import SMALL_MODEL, FaithDiff
-from faithdiff_jax.cli.infer import SMALL_MODEL_DEFAULTS
+from faithdiff_jax.cli.restore import SMALL_MODEL_DEFAULTS
 from faithdiff_jax.data.decode import decode
-from faithdiff_jax.data.degradation import LEVELS, degrade
-from faithdiff_jax.data.make_pairs import crop_middle, image_generator
+from faithdiff_jax.data.degradation.degrade import LEVELS, degrade
+from faithdiff_jax.data.pairs import crop_middle, image_generator
 from faithdiff_jax.data.sources import PhotoFolder
 from faithdiff_jax.evaluation.tables import Case, evaluate, markdown
-from faithdiff_jax.text import trim_caption
+from faithdiff_jax.files.captions import trim_caption
 
 SCALE = 4
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"

@@ -19,12 +19,12 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from tpu_compiler import assigned_bytes
 
-from faithdiff_jax import sampling
-from faithdiff_jax.config import FaithDiffConfig
+from faithdiff_jax.inference import denoise
+from faithdiff_jax.inference.denoise import SamplingPlan, Text
+from faithdiff_jax.inference.tiling import latent_grid
 from faithdiff_jax.models.attention import attention, trace_for, use_implementation
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.faithdiff import Denoiser
-from faithdiff_jax.sampling import SamplingPlan, Text
-from faithdiff_jax.tiling import latent_grid
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
         model = nnx.merge(graph, params)
         time_ids = np.array([(options.image, options.image, *corner, 1024, 1024) for corner in corners], np.float32)
         guidance = jnp.float32(5)
-        return sampling.sample(model, plan, features, text, negative, noise, start, None, time_ids, guidance, None)
+        return denoise.sample(model, plan, features, text, negative, noise, start, None, time_ids, guidance, None)
 
     def on_chip(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(chip))

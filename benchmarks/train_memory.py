@@ -21,8 +21,9 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from tpu_compiler import assigned_bytes
 
-from faithdiff_jax.config import FaithDiffConfig, from_dict, load
+from faithdiff_jax.config import from_dict, load
 from faithdiff_jax.models.attention import trace_for
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.sharding import batch_sharding
 from faithdiff_jax.training.config import load_train_config
 from faithdiff_jax.training.groups import assign_groups

@@ -89,14 +89,16 @@ def ours(options: argparse.Namespace) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from faithdiff_jax.config import FaithDiffConfig, from_dict
+    from faithdiff_jax.config import from_dict
+    from faithdiff_jax.models.config import FaithDiffConfig
+    from faithdiff_jax.models.parts import part_names, part_shapes
     from faithdiff_jax.training.config import TrainConfig
     from faithdiff_jax.training.groups import assign_groups
     from faithdiff_jax.training.loop import step_flops
     from faithdiff_jax.training.parameters import model_shapes
     from faithdiff_jax.training.step import TrainStep
-    from faithdiff_jax.weights import checkpoint, rules
-    from faithdiff_jax.weights.convert import FAITHDIFF_PARTS
+    from faithdiff_jax.weights import rules
+    from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
     from faithdiff_jax.weights.keymap import KeyMap
 
     if options.dtype == "float32":
@@ -133,9 +135,9 @@ def ours(options: argparse.Namespace) -> dict:
     shapes = model_shapes(model)
     step = TrainStep(config, model, assign_groups(config, shapes), None)
     trained, frozen = {}, {}
-    for part in checkpoint.part_names(model):
+    for part in part_names(model):
         part_rules = FAITHDIFF_PARTS.get(part) or (rules.VAE if part == "vae" else rules.TEXT_ENCODER)
-        keymap = KeyMap(part_rules, checkpoint.part_shapes(model, part))
+        keymap = KeyMap(part_rules, part_shapes(model, part))
         published = keymap.published_shapes()
         prefix = "" if part in FAITHDIFF_PARTS else part + "."
         read = keymap.read(lambda name, prefix=prefix, all=published: published_tensor(prefix + name, all[name]))

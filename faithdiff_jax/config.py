@@ -9,51 +9,9 @@ from typing import Any, TypeVar
 import dacite
 import yaml
 
-from faithdiff_jax.diffusion.schedule import ScheduleConfig
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.models.alignment import AlignmentConfig
-from faithdiff_jax.models.clip import TextEncoderConfig
-from faithdiff_jax.models.unet import UNetConfig
-from faithdiff_jax.models.vae import LQ_FEATURES, VAEConfig
 
 Config = TypeVar("Config")
-
-CLIP_L = TextEncoderConfig()
-CLIP_BIGG = TextEncoderConfig(
-    width=1280, layers=32, heads=20, mlp_width=5120, activation="gelu", projection=1280, end_token=49407
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FaithDiffConfig:
-    """The architecture of a whole model; the defaults are the published SDXL model's."""
-
-    unet: UNetConfig = UNetConfig()
-    vae: VAEConfig = VAEConfig()
-    alignment: AlignmentConfig = AlignmentConfig()
-    lq_features: str = "penultimate"
-    """Where the LQ encoder ends: "penultimate", before the VAE encoder's last norm and convolution; or "last"."""
-    text_encoders: tuple[TextEncoderConfig, ...] = (CLIP_L, CLIP_BIGG)
-    schedule: ScheduleConfig = ScheduleConfig()
-
-    def __post_init__(self):
-        if self.lq_features not in LQ_FEATURES:
-            raise ValueError(f"lq_features is {self.lq_features!r}: must be one of {', '.join(LQ_FEATURES)}")
-        latent = self.vae.latent_channels
-        if (self.unet.in_channels, self.unet.out_channels) != (latent, latent):
-            raise ValueError(
-                f"unet.in_channels is {self.unet.in_channels} and unet.out_channels {self.unet.out_channels}: "
-                f"must equal vae.latent_channels, {latent}"
-            )
-        if not self.text_encoders:
-            raise ValueError("text_encoders is empty: at least one is needed")
-        width = sum(encoder.width for encoder in self.text_encoders)
-        if self.unet.context_dim != width:
-            raise ValueError(f"unet.context_dim is {self.unet.context_dim}: must be the text encoders' sum, {width}")
-        last = self.text_encoders[-1]
-        pooled = last.projection or last.width
-        if self.unet.pooled_dim not in (None, pooled):
-            raise ValueError(f"unet.pooled_dim is {self.unet.pooled_dim}: must be the last encoder's, {pooled}")
 
 
 def from_dict(cls: type[Config], data: Mapping[str, Any], source: str) -> Config:

@@ -6,8 +6,8 @@ import tempfile
 
 from published import PublishedModels, write_published
 
-from faithdiff_jax.pipeline import FaithDiff
-from faithdiff_jax.weights.convert import convert
+from faithdiff_jax.inference.pipeline import FaithDiff
+from faithdiff_jax.weights.from_torch import convert
 
 
 @functools.cache

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from faithdiff_jax.weights.keymap import KeyMap, Rule, flatten, unflatten
+from faithdiff_jax.models.parts import flatten, unflatten
+from faithdiff_jax.weights.keymap import KeyMap, Rule
 
 
 def port(build: Callable[[], nnx.Module], rules: list[Rule], state: dict) -> nnx.Module:

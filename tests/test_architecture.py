@@ -5,13 +5,13 @@ import json
 import pytest
 
 from benchmarks import published_sdxl
-from faithdiff_jax.config import CLIP_BIGG, CLIP_L
 from faithdiff_jax.diffusion.schedule import ScheduleConfig
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.clip import TextEncoderConfig
+from faithdiff_jax.models.config import CLIP_BIGG, CLIP_L
 from faithdiff_jax.models.unet import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
-from faithdiff_jax.weights import architecture
+from faithdiff_jax.weights import published_configs
 
 SD21_UNET = {
     "_class_name": "UNet2DConditionModel",
@@ -26,7 +26,7 @@ SD21_UNET = {
 
 
 def read_text(path):
-    return architecture.text_encoder_config(path, output="penultimate")
+    return published_configs.text_encoder_config(path, output="penultimate")
 
 
 @pytest.fixture
@@ -42,12 +42,12 @@ def write(tmp_path):
 @pytest.mark.parametrize(
     ("read", "data", "wanted"),
     [
-        (architecture.unet_config, published_sdxl.UNET, UNetConfig()),
-        (architecture.vae_config, published_sdxl.VAE, VAEConfig()),
+        (published_configs.unet_config, published_sdxl.UNET, UNetConfig()),
+        (published_configs.vae_config, published_sdxl.VAE, VAEConfig()),
         (read_text, published_sdxl.TEXT_ENCODER, CLIP_L),
         (read_text, published_sdxl.TEXT_ENCODER | {"eos_token_id": 49407}, CLIP_L),
         (read_text, published_sdxl.TEXT_ENCODER_2, CLIP_BIGG),
-        (architecture.schedule_config, published_sdxl.SCHEDULER, ScheduleConfig()),
+        (published_configs.schedule_config, published_sdxl.SCHEDULER, ScheduleConfig()),
     ],
 )
 def test_published_sdxl_files_give_the_defaults(write, read, data, wanted):
@@ -55,7 +55,7 @@ def test_published_sdxl_files_give_the_defaults(write, read, data, wanted):
 
 
 def test_sd21(write):
-    assert architecture.unet_config(write(SD21_UNET)) == UNetConfig(
+    assert published_configs.unet_config(write(SD21_UNET)) == UNetConfig(
         channels=(320, 640, 1280, 1280),
         transformer_depth=(1, 1, 1, 0),
         mid_transformer_depth=1,
@@ -70,15 +70,15 @@ def test_sd21(write):
         "num_hidden_layers": 23,
     }
     h |= {"intermediate_size": 4096, "projection_dim": 512}
-    assert architecture.text_encoder_config(write(h), output="final") == TextEncoderConfig(
+    assert published_configs.text_encoder_config(write(h), output="final") == TextEncoderConfig(
         width=1024, layers=23, heads=16, mlp_width=4096, activation="gelu", output="final"
     )
 
 
 def test_heads_given_by_their_later_name(write):
     data = published_sdxl.UNET | {"attention_head_dim": 64, "num_attention_heads": [5, 10, 20]}
-    assert architecture.unet_config(write(data)).heads == (5, 10, 20)
-    assert architecture.unet_config(write(published_sdxl.UNET | {"attention_head_dim": 8})).heads == (8, 8, 8)
+    assert published_configs.unet_config(write(data)).heads == (5, 10, 20)
+    assert published_configs.unet_config(write(published_sdxl.UNET | {"attention_head_dim": 8})).heads == (8, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_heads_given_by_their_later_name(write):
 def test_unsupported_unet(write, key, value, supported):
     path = write(published_sdxl.UNET | {key: value})
     with pytest.raises(InputError) as caught:
-        architecture.unet_config(path)
+        published_configs.unet_config(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert f"{key} is {json.dumps(value)}: supported is {supported}" in message
@@ -115,15 +115,15 @@ def test_unsupported_unet(write, key, value, supported):
 @pytest.mark.parametrize(
     ("read", "data", "key", "value"),
     [
-        (architecture.vae_config, published_sdxl.VAE, "shift_factor", 0.1159),
-        (architecture.vae_config, published_sdxl.VAE, "use_quant_conv", False),
-        (architecture.vae_config, published_sdxl.VAE, "up_block_types", ["UpDecoderBlock2D"]),
-        (architecture.vae_config, published_sdxl.VAE, "latents_mean", [0.0, 0.0, 0.0, 0.0]),
+        (published_configs.vae_config, published_sdxl.VAE, "shift_factor", 0.1159),
+        (published_configs.vae_config, published_sdxl.VAE, "use_quant_conv", False),
+        (published_configs.vae_config, published_sdxl.VAE, "up_block_types", ["UpDecoderBlock2D"]),
+        (published_configs.vae_config, published_sdxl.VAE, "latents_mean", [0.0, 0.0, 0.0, 0.0]),
         (read_text, published_sdxl.TEXT_ENCODER, "architectures", ["T5EncoderModel"]),
         (read_text, published_sdxl.TEXT_ENCODER, "hidden_act", "gelu_new"),
-        (architecture.schedule_config, published_sdxl.SCHEDULER, "prediction_type", "flow_prediction"),
-        (architecture.schedule_config, published_sdxl.SCHEDULER, "beta_schedule", "linear"),
-        (architecture.schedule_config, published_sdxl.SCHEDULER, "rescale_betas_zero_snr", True),
+        (published_configs.schedule_config, published_sdxl.SCHEDULER, "prediction_type", "flow_prediction"),
+        (published_configs.schedule_config, published_sdxl.SCHEDULER, "beta_schedule", "linear"),
+        (published_configs.schedule_config, published_sdxl.SCHEDULER, "rescale_betas_zero_snr", True),
     ],
 )
 def test_unsupported_elsewhere(write, read, data, key, value):
@@ -139,22 +139,22 @@ def test_all_faults_of_a_file_at_once(write):
         "layers_per_block": [1, 2, 3],
     }
     with pytest.raises(InputError, match=r"class_embed_type is .*; use_linear_projection is .*; layers_per_block is "):
-        architecture.unet_config(write(data))
+        published_configs.unet_config(write(data))
 
 
 @pytest.mark.parametrize(
     ("read", "data", "message"),
     [
-        (architecture.unet_config, published_sdxl.UNET | {"attention_head_dim": 7}, "heads has 7: must divide"),
+        (published_configs.unet_config, published_sdxl.UNET | {"attention_head_dim": 7}, "heads has 7: must divide"),
         (
-            architecture.vae_config,
+            published_configs.vae_config,
             published_sdxl.VAE | {"norm_num_groups": 24},
             "must be a multiple of norm_groups, 24",
         ),
         (read_text, published_sdxl.TEXT_ENCODER | {"num_attention_heads": 7}, "must be a multiple of heads"),
-        (architecture.schedule_config, published_sdxl.SCHEDULER | {"beta_end": 2}, "beta_end 2"),
-        (architecture.schedule_config, "[1, 2]", "holds list"),
-        (architecture.unet_config, "{", "is not JSON"),
+        (published_configs.schedule_config, published_sdxl.SCHEDULER | {"beta_end": 2}, "beta_end 2"),
+        (published_configs.schedule_config, "[1, 2]", "holds list"),
+        (published_configs.unet_config, "{", "is not JSON"),
     ],
 )
 def test_what_the_configs_refuse_names_the_file(write, read, data, message):
@@ -166,9 +166,9 @@ def test_what_the_configs_refuse_names_the_file(write, read, data, message):
 
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"gone\.json: cannot be read"):
-        architecture.vae_config(tmp_path / "gone.json")
+        published_configs.vae_config(tmp_path / "gone.json")
 
 
 def test_depth_of_the_aligner():
     names = [f"information_transformer_layes.{i}.ln_1.bias" for i in (0, 1, 2, 10)]
-    assert architecture.alignment_config([*names, "conv_in.weight"]).layers == 4
+    assert published_configs.alignment_config([*names, "conv_in.weight"]).layers == 4

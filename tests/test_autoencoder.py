@@ -16,13 +16,13 @@ from test_fresh import CONFIG
 from faithdiff_jax.config import load, to_dict
 from faithdiff_jax.data.sources import PhotoFolder
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.captions import trim_caption
+from faithdiff_jax.models.parts import flatten, unflatten
 from faithdiff_jax.models.vae import VAE, VAEConfig
-from faithdiff_jax.text import trim_caption
 from faithdiff_jax.training import autoencoder
 from faithdiff_jax.training.autoencoder import AutoencoderConfig
-from faithdiff_jax.weights import checkpoint
-from faithdiff_jax.weights.fresh import fresh_params
-from faithdiff_jax.weights.keymap import flatten, unflatten
+from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.new_model import fresh_params
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "tiny"
 VAE_CONFIG = CONFIG.vae
@@ -192,15 +192,15 @@ def command(folder: Path, *more: str) -> list[str]:
 def test_the_command_writes_a_model(workplace, capsys):
     held_out = "--held-out", str(workplace / "photos")
     assert autoencoder.main(command(workplace, *held_out, "steps=6", "warmup=1")) == 0
-    config = checkpoint.read_config(workplace / "model")
+    config = model_directory.read_config(workplace / "model")
     assert config.vae.scaling_factor != CONFIG.vae.scaling_factor
     assert config.unet == CONFIG.unet
-    vae = flatten(checkpoint.load_params(workplace / "model", "vae"))
+    vae = flatten(model_directory.load_params(workplace / "model", "vae"))
     initial = fresh_params(CONFIG, RUN.seed)
     assert not np.array_equal(vae["encoder.conv_in.kernel"], initial["vae"]["encoder.conv_in.kernel"])
-    for path, array in flatten(checkpoint.load_params(workplace / "model", "lq_encoder")).items():
+    for path, array in flatten(model_directory.load_params(workplace / "model", "lq_encoder")).items():
         assert np.array_equal(array, vae[f"encoder.{path}"])
-    for path, array in flatten(checkpoint.load_params(workplace / "model", "unet")).items():
+    for path, array in flatten(model_directory.load_params(workplace / "model", "unet")).items():
         assert np.array_equal(array, initial["unet"][path])
     provenance = yaml.safe_load((workplace / "model" / "config.yaml").read_text())["provenance"]
     assert provenance["autoencoder"]["steps"] == 6

@@ -19,8 +19,8 @@ from faithdiff_jax.cli import caption as command
 from faithdiff_jax.data import captioning
 from faithdiff_jax.data.captioning import Captioner, Job, PictureRefused, caption_pictures
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.image import load_image
-from faithdiff_jax.text import find_caption, read_caption, write_caption
+from faithdiff_jax.files.captions import find_caption, read_caption, write_caption
+from faithdiff_jax.files.images import load_image
 
 ROOT = Path(__file__).parents[1]
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.clip import TextEncoderConfig
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import flatten, numbered, part_names, part_shapes
 from faithdiff_jax.models.unet import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
-from faithdiff_jax.weights import checkpoint
-from faithdiff_jax.weights.keymap import flatten
+from faithdiff_jax.weights import model_directory
 
 CONFIG = FaithDiffConfig(
     unet=UNetConfig(
@@ -37,17 +37,17 @@ CONFIG = FaithDiffConfig(
 
 def arrays(part: str, dtype=np.float32) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
-    return {path: rng.normal(size=shape).astype(dtype) for path, shape in checkpoint.part_shapes(CONFIG, part).items()}
+    return {path: rng.normal(size=shape).astype(dtype) for path, shape in part_shapes(CONFIG, part).items()}
 
 
 @pytest.fixture(scope="module")
 def stored_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored") / "model"
     folder.mkdir()
-    for part in checkpoint.part_names(CONFIG):
-        checkpoint.save_part(folder, part, arrays(part).items())
+    for part in part_names(CONFIG):
+        model_directory.save_part(folder, part, arrays(part).items())
     (folder / "tokenizer").mkdir()
-    checkpoint.write_config(folder, CONFIG, {"sources": {"sdxl": "somewhere"}})
+    model_directory.write_config(folder, CONFIG, {"sources": {"sdxl": "somewhere"}})
     return folder
 
 
@@ -58,23 +58,23 @@ def model(stored_model, tmp_path):
 
 
 def test_names():
-    assert checkpoint.part_names(FaithDiffConfig()) == (
+    assert part_names(FaithDiffConfig()) == (
         *("unet", "alignment", "lq_encoder", "vae"),
         *("text_encoder", "text_encoder_2"),
     )
-    assert checkpoint.numbered("tokenizer", 1) == ("tokenizer",)
+    assert numbered("tokenizer", 1) == ("tokenizer",)
 
 
 def test_config_comes_back(stored_model):
-    assert checkpoint.read_config(stored_model) == CONFIG
-    assert checkpoint.read_config(str(stored_model)) == CONFIG
+    assert model_directory.read_config(stored_model) == CONFIG
+    assert model_directory.read_config(str(stored_model)) == CONFIG
     data = yaml.safe_load((stored_model / "config.yaml").read_text(encoding="utf-8"))
     assert data["provenance"] == {"sources": {"sdxl": "somewhere"}}
 
 
-@pytest.mark.parametrize("part", checkpoint.part_names(CONFIG))
+@pytest.mark.parametrize("part", part_names(CONFIG))
 def test_parameters_come_back(stored_model, part):
-    loaded = flatten(checkpoint.load_params(stored_model, part))
+    loaded = flatten(model_directory.load_params(stored_model, part))
     wanted = arrays(part)
     assert loaded.keys() == wanted.keys()
     for path, array in wanted.items():
@@ -86,22 +86,22 @@ def test_parameters_come_back(stored_model, part):
 @pytest.mark.parametrize("wanted", [None, jnp.bfloat16, jnp.float32])
 def test_dtypes(tmp_path, stored, wanted):
     given = arrays("alignment", stored)
-    checkpoint.save_part(tmp_path, "alignment", given.items())
-    loaded = flatten(checkpoint.load_params(tmp_path, "alignment", config=CONFIG, dtype=wanted))
+    model_directory.save_part(tmp_path, "alignment", given.items())
+    loaded = flatten(model_directory.load_params(tmp_path, "alignment", config=CONFIG, dtype=wanted))
     for path, array in given.items():
         expected = array.astype(wanted or stored)
         assert loaded[path].dtype == expected.dtype
         np.testing.assert_array_equal(np.asarray(loaded[path]), expected)
-    assert checkpoint.stored(tmp_path, "alignment")["blocks.0.ln_1.bias"] == (np.dtype(stored), (32,))
+    assert model_directory.stored(tmp_path, "alignment")["blocks.0.ln_1.bias"] == (np.dtype(stored), (32,))
 
 
 def test_sharding(stored_model):
     mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, "x"))
-    shapes = checkpoint.part_shapes(CONFIG, "alignment")
+    shapes = part_shapes(CONFIG, "alignment")
     shardings = {path: split if len(shape) == 2 else whole for path, shape in shapes.items()}
-    one = flatten(checkpoint.load_params(stored_model, "alignment", sharding=whole))
-    each = flatten(checkpoint.load_params(stored_model, "alignment", dtype=jnp.bfloat16, sharding=shardings))
+    one = flatten(model_directory.load_params(stored_model, "alignment", sharding=whole))
+    each = flatten(model_directory.load_params(stored_model, "alignment", dtype=jnp.bfloat16, sharding=shardings))
     for path, array in arrays("alignment").items():
         assert one[path].sharding == whole
         assert each[path].sharding == shardings[path]
@@ -110,26 +110,26 @@ def test_sharding(stored_model):
 
 
 def test_saving_and_reading_in_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "GROUP_BYTES", 20_000)
+    monkeypatch.setattr(model_directory, "GROUP_BYTES", 20_000)
     given = arrays("alignment")
-    checkpoint.save_part(tmp_path, "alignment", iter(given.items()))
+    model_directory.save_part(tmp_path, "alignment", iter(given.items()))
     assert len(list((tmp_path / "params/alignment/state").glob("ocdbt.process_*"))) > 3
     paths = list(given)[::-1]
-    read = list(checkpoint.load_arrays(tmp_path, "alignment", paths))
+    read = list(model_directory.load_arrays(tmp_path, "alignment", paths))
     assert [path for path, _ in read] == paths
     for path, array in read:
         assert isinstance(array, np.ndarray)
         np.testing.assert_array_equal(array, given[path])
-    loaded = flatten(checkpoint.load_params(tmp_path, "alignment", config=CONFIG))
+    loaded = flatten(model_directory.load_params(tmp_path, "alignment", config=CONFIG))
     for path, array in given.items():
         np.testing.assert_array_equal(loaded[path], array)
 
 
 def test_not_a_model_directory(tmp_path):
     with pytest.raises(InputError, match="no such model directory"):
-        checkpoint.read_config(tmp_path / "gone")
+        model_directory.read_config(tmp_path / "gone")
     with pytest.raises(InputError, match=r"not a model directory, it has no config\.yaml"):
-        checkpoint.read_config(tmp_path)
+        model_directory.read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_bad_config(model, change, message):
     data = yaml.safe_load(path.read_text(encoding="utf-8")) | change
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
     with pytest.raises(InputError, match=message) as caught:
-        checkpoint.read_config(model)
+        model_directory.read_config(model)
     assert str(caught.value).startswith(f"{path}: ")
 
 
@@ -156,7 +156,7 @@ def test_missing_parts_are_all_named(model):
     shutil.rmtree(model / "params/vae")
     shutil.rmtree(model / "tokenizer")
     with pytest.raises(InputError, match=r"incomplete, it has no params/vae, tokenizer$"):
-        checkpoint.read_config(model)
+        model_directory.read_config(model)
 
 
 def test_parameters_of_another_architecture(model):
@@ -164,14 +164,14 @@ def test_parameters_of_another_architecture(model):
     with pytest.raises(
         InputError, match=r"does not fit config\.yaml: missing blocks\.2\.c_fc\.bias \(64,\); .*"
     ) as caught:
-        checkpoint.load_params(model, "alignment", config=wider)
+        model_directory.load_params(model, "alignment", config=wider)
     assert str(caught.value).count("missing") == 12
     shutil.rmtree(model / "params/alignment")
     other = arrays("alignment") | {"blocks.0.ln_1.bias": np.zeros(3, np.float32), "more": np.zeros(1, np.float32)}
     del other["blocks.1.ln_2.scale"]
-    checkpoint.save_part(model, "alignment", other.items())
+    model_directory.save_part(model, "alignment", other.items())
     with pytest.raises(InputError) as caught:
-        checkpoint.load_params(model, "alignment", config=CONFIG)
+        model_directory.load_params(model, "alignment", config=CONFIG)
     for fault in (
         "missing blocks.1.ln_2.scale (32,)",
         "unknown more (1,)",
@@ -188,26 +188,26 @@ def data_files(model):
 def test_an_incomplete_copy(model, change):
     change(data_files(model)[-1])
     with pytest.raises(InputError, match=r"model: incomplete, params/alignment has \d+ of \d+ bytes$"):
-        checkpoint.read_config(model)
+        model_directory.read_config(model)
 
 
 def test_small_models_are_held_to_their_checksums(model, monkeypatch):
     tokenizer = model / "tokenizer"
-    checkpoint.write_config(model, CONFIG, {})
-    checkpoint.read_config(model)
+    model_directory.write_config(model, CONFIG, {})
+    model_directory.read_config(model)
     file = data_files(model)[-1]
     whole = file.read_bytes()
     file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     with pytest.raises(InputError, match=r"model: params/alignment was changed or is damaged: its checksum is not"):
-        checkpoint.read_config(model)
+        model_directory.read_config(model)
     file.write_bytes(whole)
-    checkpoint.read_config(model)
+    model_directory.read_config(model)
     (tokenizer / "more.json").write_text("{}")
     with pytest.raises(InputError, match=r"model: tokenizer was changed or is damaged"):
-        checkpoint.read_config(model)
+        model_directory.read_config(model)
 
-    monkeypatch.setattr(checkpoint, "CHECKED_BYTES", 1)
-    checkpoint.write_config(model, CONFIG, {})
+    monkeypatch.setattr(model_directory, "CHECKED_BYTES", 1)
+    model_directory.write_config(model, CONFIG, {})
     assert "checksums" not in (model / "config.yaml").read_text()
 
 
@@ -223,16 +223,16 @@ def test_damaged_parameters(model, damage):
         size = path.stat().st_size
         path.write_bytes(b"x" * size if damage == "overwritten" else path.read_bytes()[: size // 2])
     with pytest.raises(InputError, match=r"params/alignment: cannot be read, convert the weights again \(") as caught:
-        checkpoint.load_params(model, "alignment", config=CONFIG)
+        model_directory.load_params(model, "alignment", config=CONFIG)
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_part():
     with pytest.raises(InputError, match="part is 'decoder': must be one of unet, alignment"):
-        checkpoint.part_shapes(CONFIG, "decoder")
+        part_shapes(CONFIG, "decoder")
 
 
 def test_sizes_that_do_not_go_together():
     odd = dataclasses.replace(CONFIG, alignment=dataclasses.replace(CONFIG.alignment, heads=5))
     with pytest.raises(InputError, match="alignment: heads is 5: must divide"):
-        checkpoint.part_shapes(odd, "alignment")
+        part_shapes(odd, "alignment")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from parity import assert_parity, nchw, nhwc
 
-from faithdiff_jax.color import METHODS, adain, fix_color, wavelet
+from faithdiff_jax.inference.color import METHODS, adain, fix_color, wavelet
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ import pathlib
 import pytest
 
 from faithdiff_jax import config
-from faithdiff_jax.config import FaithDiffConfig, from_dict, load, load_yaml, override, to_dict
-from faithdiff_jax.data.degradation_config import DegradationConfig
+from faithdiff_jax.config import from_dict, load, load_yaml, override, to_dict
+from faithdiff_jax.data.degradation.config import DegradationConfig
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.config import FaithDiffConfig
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 

@@ -12,10 +12,11 @@ from published import VAE_CHANNELS, PublishedModels, write_published
 
 from faithdiff_jax.cli.convert import main
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.weights import checkpoint, rules
-from faithdiff_jax.weights.convert import convert
-from faithdiff_jax.weights.export import to_torch
+from faithdiff_jax.models.parts import numbered, part_shapes
+from faithdiff_jax.weights import model_directory, rules
+from faithdiff_jax.weights.from_torch import convert
 from faithdiff_jax.weights.keymap import KeyMap
+from faithdiff_jax.weights.to_torch import to_torch
 
 
 def flags(models: PublishedModels) -> dict[str, str]:
@@ -25,8 +26,8 @@ def flags(models: PublishedModels) -> dict[str, str]:
 
 def published_part(model_dir, part: str, part_rules) -> dict[str, np.ndarray]:
     """A part of a model directory under its published names."""
-    keymap = KeyMap(part_rules, checkpoint.part_shapes(checkpoint.read_config(model_dir), part))
-    arrays = dict(checkpoint.load_arrays(model_dir, part, [entry.path for entry in keymap.entries]))
+    keymap = KeyMap(part_rules, part_shapes(model_directory.read_config(model_dir), part))
+    arrays = dict(model_directory.load_arrays(model_dir, part, [entry.path for entry in keymap.entries]))
     return {name: array for entry in keymap.entries for name, array in keymap.write(entry, arrays[entry.path])}
 
 
@@ -108,7 +109,7 @@ def test_there_and_back(tmp_path, suffix, case):
     to_torch(model_dir, tmp_path / f"back.{suffix}")
     assert_same(LOADERS[suffix](tmp_path / f"back.{suffix}"), models.faithdiff_state())
     assert_same(published_part(model_dir, "vae", rules.VAE), models.vae.state_dict())
-    names = checkpoint.numbered("text_encoder", len(models.text_encoders))
+    names = numbered("text_encoder", len(models.text_encoders))
     for name, encoder in zip(names, models.text_encoders, strict=True):
         assert_same(published_part(model_dir, name, rules.TEXT_ENCODER), text_state(encoder))
     assert [path.name for path in sorted(tmp_path.iterdir()) if path.name.startswith(".")] == []
@@ -126,7 +127,7 @@ def test_mixed_dtypes_there_and_back(models, tree):
 
 
 def test_architecture_and_provenance(models, converted):
-    config = checkpoint.read_config(converted)
+    config = model_directory.read_config(converted)
     assert config.unet.channels == (16, 16, 32)
     assert config.unet.transformer_depth == (0, 2, 3)
     assert config.unet.heads == (1, 2, 4)
@@ -152,7 +153,7 @@ def test_architecture_and_provenance(models, converted):
 def test_sd21_takes_the_final_states(tmp_path):
     models = write_published(tmp_path, sd21=True)
     convert(sdxl=str(models.sdxl), output=tmp_path / "model")
-    config = checkpoint.read_config(tmp_path / "model")
+    config = model_directory.read_config(tmp_path / "model")
     assert [encoder.output for encoder in config.text_encoders] == ["final"]
     assert (config.unet.pooled_dim, config.unet.transformer_depth) == (None, (1, 1, 1, 0))
 
@@ -209,10 +210,10 @@ def test_vae_under_vae_and_full_precision_first(models, tmp_path, tree):
     halves = {name: tensor.half() for name, tensor in safetensors.torch.load_file(weights).items()}
     safetensors.torch.save_file(halves, weights)
     convert(**tree | {"vae": str(pipeline)})
-    assert checkpoint.stored(tree["output"], "vae")["quant_conv.bias"][0] == np.float32
+    assert model_directory.stored(tree["output"], "vae")["quant_conv.bias"][0] == np.float32
     convert(**tree | {"vae": str(pipeline), "variant": "fp16", "output": tmp_path / "half"})
-    assert checkpoint.stored(tmp_path / "half", "vae")["quant_conv.bias"][0] == np.float16
-    assert checkpoint.stored(tmp_path / "half", "unet")["conv_in.bias"][0] == np.float32
+    assert model_directory.stored(tmp_path / "half", "vae")["quant_conv.bias"][0] == np.float16
+    assert model_directory.stored(tmp_path / "half", "unet")["conv_in.bias"][0] == np.float32
 
 
 def test_every_fault_of_every_file_in_one_error(models, tree):
@@ -319,7 +320,7 @@ def test_two_weight_files_to_choose_from(tree):
 def test_an_empty_folder_as_output(tree):
     tree["output"].mkdir()
     convert(**tree)
-    assert checkpoint.read_config(tree["output"]).unet.context_dim == 40
+    assert model_directory.read_config(tree["output"]).unet.context_dim == 40
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), RuntimeError])

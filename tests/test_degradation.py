@@ -14,8 +14,8 @@ from PIL import Image
 from scipy import ndimage, stats
 from skimage import data
 
-from faithdiff_jax.data import degradation_config as settings
-from faithdiff_jax.data.degradation import (
+from faithdiff_jax.data.degradation import config as settings
+from faithdiff_jax.data.degradation.degrade import (
     LEVELS,
     PUBLISHED,
     DegradationConfig,
@@ -24,7 +24,7 @@ from faithdiff_jax.data.degradation import (
     draw,
     stages,
 )
-from faithdiff_jax.data.noise import _poisson_counts
+from faithdiff_jax.data.degradation.sensor_noise import _poisson_counts
 
 ROOT = Path(__file__).parents[1]
 DRAWS = 6000
@@ -208,7 +208,8 @@ def test_same_pixels_in_another_process_with_other_threads(photograph, tmp_path,
 
 
 def test_importing_the_degradation_loads_no_jax():
-    program = "import sys, faithdiff_jax.data.degradation; print(sorted({'jax', 'torch', 'grain'} & set(sys.modules)))"
+    program = "import sys, faithdiff_jax.data.degradation.degrade\n"
+    program += "print(sorted({'jax', 'torch', 'grain'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

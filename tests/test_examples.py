@@ -8,9 +8,9 @@ import pytest
 from pictures import coordinates, encode
 from PIL import Image
 
-from faithdiff_jax.data.degradation import DegradationConfig
-from faithdiff_jax.data.degradation_config import BlurConfig, FinalSincConfig, JpegConfig, NoiseConfig, ResizeConfig
-from faithdiff_jax.data.examples import UPSCALING, ExampleConfig, make_example
+from faithdiff_jax.data.degradation.config import BlurConfig, FinalSincConfig, JpegConfig, NoiseConfig, ResizeConfig
+from faithdiff_jax.data.degradation.degrade import DegradationConfig
+from faithdiff_jax.data.samples import UPSCALING, ExampleConfig, make_example
 from faithdiff_jax.data.sources import Record
 from faithdiff_jax.errors import InputError
 

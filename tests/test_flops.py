@@ -10,13 +10,13 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.models import attention
 from faithdiff_jax.models.attention import use_implementation
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.convolution import Upsample
 from faithdiff_jax.models.unet import UNet
+from faithdiff_jax.planning.flops import count, peak_tflops
 from faithdiff_jax.sharding import make_mesh
-from faithdiff_jax.training.flops import count, peak_tflops
 
 
 def array(*shape: int) -> jax.ShapeDtypeStruct:

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import tiny
 
-from faithdiff_jax.config import FaithDiffConfig, load
+from faithdiff_jax.config import load
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import flatten, part_names, part_shapes
 from faithdiff_jax.models.unet import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
-from faithdiff_jax.text import Tokenizers
-from faithdiff_jax.weights import checkpoint, fresh
-from faithdiff_jax.weights.keymap import flatten
+from faithdiff_jax.weights import model_directory, new_model
 
 REPOSITORY = Path(__file__).parent.parent
 END = tiny.TOKENIZER_VOCAB_SIZE - 1
@@ -52,20 +53,20 @@ def tokenizers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def params():
-    return fresh.fresh_params(CONFIG, seed=3)
+    return new_model.fresh_params(CONFIG, seed=3)
 
 
 @pytest.fixture(scope="module")
 def model(tokenizers, tmp_path_factory):
     output = tmp_path_factory.mktemp("fresh") / "model"
-    fresh.fresh_model(CONFIG, tokenizers, output, seed=3)
+    new_model.fresh_model(CONFIG, tokenizers, output, seed=3)
     return output
 
 
 def test_a_fresh_model_is_whole(model, params):
-    assert checkpoint.read_config(model) == CONFIG
-    for part in checkpoint.part_names(CONFIG):
-        stored = flatten(checkpoint.load_params(model, part))
+    assert model_directory.read_config(model) == CONFIG
+    for part in part_names(CONFIG):
+        stored = flatten(model_directory.load_params(model, part))
         assert stored.keys() == params[part].keys()
         for path, array in params[part].items():
             assert array.dtype == np.float32
@@ -118,7 +119,7 @@ def test_token_embeddings_have_unit_variance(params):
 
 
 def test_the_seed_decides(params):
-    again, other = fresh.fresh_params(CONFIG, seed=3), fresh.fresh_params(CONFIG, seed=4)
+    again, other = new_model.fresh_params(CONFIG, seed=3), new_model.fresh_params(CONFIG, seed=4)
     kernels = {
         "unet": "conv_in.kernel",
         "vae": "encoder.conv_in.kernel",
@@ -135,7 +136,7 @@ def test_an_existing_output_is_left_alone(tokenizers, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine").write_text("mine")
     with pytest.raises(InputError, match="exists already"):
-        fresh.fresh_model(CONFIG, tokenizers, tmp_path / "model", seed=0)
+        new_model.fresh_model(CONFIG, tokenizers, tmp_path / "model", seed=0)
     assert (tmp_path / "model" / "mine").read_text() == "mine"
 
 
@@ -144,9 +145,9 @@ def test_a_failure_leaves_nothing(params, tokenizers, tmp_path, monkeypatch):
         (folder / "params").mkdir(exist_ok=True)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_part", full_disk)
+    monkeypatch.setattr(model_directory, "save_part", full_disk)
     with pytest.raises(InputError, match=r"model: cannot be written \(No space left on device\)"):
-        fresh.write_model(CONFIG, params, tokenizers, tmp_path / "model", {})
+        new_model.write_model(CONFIG, params, tokenizers, tmp_path / "model", {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,9 +155,9 @@ def test_tokenizers_that_do_not_fit(tokenizers, tmp_path):
     larger = dataclasses.replace(TEXT, vocab_size=END + 10, end_token=END + 9)
     config = dataclasses.replace(CONFIG, text_encoders=(TEXT, larger))
     with pytest.raises(InputError, match=f"tokenizer_2: .* vocab_size, {END + 10}, and end_token, {END + 9}"):
-        fresh.fresh_model(config, tokenizers, tmp_path / "model", seed=0)
+        new_model.fresh_model(config, tokenizers, tmp_path / "model", seed=0)
     with pytest.raises(InputError, match="no such tokenizer folder"):
-        fresh.fresh_model(CONFIG, tmp_path, tmp_path / "model", seed=0)
+        new_model.fresh_model(CONFIG, tmp_path, tmp_path / "model", seed=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -170,7 +171,7 @@ def test_parameters_that_are_not_the_architectures(params, tokenizers, tmp_path,
     else:
         wrong["vae"]["quant_conv.bias"] = np.zeros(3, np.float32)
     with pytest.raises(ValueError, match="vae"):
-        fresh.write_model(CONFIG, wrong, tokenizers, tmp_path / "model", {})
+        new_model.write_model(CONFIG, wrong, tokenizers, tmp_path / "model", {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,12 +179,8 @@ def test_the_small_model_fits_its_limits():
     """16 MB as float16, tokenizers that fit, every caption's word one token; it predicts the clean latent."""
     folder = REPOSITORY / "configs" / "tiny"
     config = load(FaithDiffConfig, folder / "model.yaml")
-    fresh.check_tokenizers(config, folder)
-    numbers = sum(
-        math.prod(shape)
-        for part in checkpoint.part_names(config)
-        for shape in checkpoint.part_shapes(config, part).values()
-    )
+    new_model.check_tokenizers(config, folder)
+    numbers = sum(math.prod(shape) for part in part_names(config) for shape in part_shapes(config, part).values())
     assert 2 * numbers < 15_000_000
     assert config.schedule.prediction == "sample"
     caption = "A close-up of a tabby cat. Its green eyes look to the side."

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from training_case import STAGE_1, STAGE_2, model_config, train_config
 
-from faithdiff_jax.config import FaithDiffConfig, from_dict
+from faithdiff_jax.config import from_dict
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.training.config import load_train_config
 from faithdiff_jax.training.groups import assign_groups
 from faithdiff_jax.training.parameters import model_shapes, trained_shapes

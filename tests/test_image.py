@@ -8,7 +8,7 @@ import skimage.data
 from PIL import Image, ImageCms
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.image import (
+from faithdiff_jax.files.images import (
     crop,
     list_images,
     load_image,

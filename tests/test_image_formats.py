@@ -10,9 +10,9 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from faithdiff_jax import image as image_module
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.image import MAX_PIXELS, load_image, save_image
+from faithdiff_jax.files import images as image_module
+from faithdiff_jax.files.images import MAX_PIXELS, load_image, save_image
 
 
 @pytest.fixture(scope="module")

@@ -11,31 +11,23 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "faithdiff_jax"
 FREE = {"errors", "_version", ""}  # anyone may import these; "" is the package itself
 
 ALLOWED = {
-    "models": {"models"},
-    "diffusion": {"diffusion"},
-    "image": set(),
-    "color": set(),
-    "tiling": set(),
-    "text": set(),
+    "config": set(),
     "sharding": set(),
-    "config": {"models", "diffusion"},
-    "weights": {"weights", "models", "diffusion", "config", "text"},
-    "sampling": {"models", "diffusion", "tiling", "config"},
-    "networks": {"models", "config", "weights"},
-    "programs": {"networks", "config", "diffusion", "sampling", "sharding"},
-    "data": {"data", "image", "text", "config", "cli"},
-    "pipeline": {
-        "models", "diffusion", "weights", "text", "image", "tiling", "color", "config", "sharding", "sampling",
-        "programs",
-    },
-    "evaluation": {"evaluation", "image"},
+    "files": {"files", "config"},
+    "models": {"models", "diffusion", "config"},
+    "diffusion": {"diffusion"},
+    "planning": {"planning", "models", "diffusion", "config"},
+    "weights": {"weights", "models", "diffusion", "config", "files"},
+    "inference": {"inference", "models", "diffusion", "weights", "files", "config", "sharding"},
+    "data": {"data", "files", "config"},
+    "evaluation": {"evaluation", "files", "config"},
     "training": {
-        "training", "models", "diffusion", "data", "weights", "sharding", "config", "networks", "pipeline", "image",
-        "text", "evaluation", "cli",
+        "training", "models", "diffusion", "data", "weights", "sharding", "config", "inference", "files",
+        "evaluation", "planning",
     },
     "cli": {
-        "cli", "data", "pipeline", "weights", "image", "text", "sampling", "sharding", "config", "training",
-        "evaluation",
+        "cli", "data", "inference", "weights", "files", "sharding", "config", "training", "evaluation", "models",
+        "planning",
     },
 }  # fmt: skip
 

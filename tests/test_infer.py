@@ -11,7 +11,7 @@ import skimage.data
 from converted import published_and_converted
 from PIL import Image
 
-from faithdiff_jax.cli.infer import main
+from faithdiff_jax.cli.restore import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUICK = ["--steps", "1", "--cache", "", "--multiple", "64"]  # one padded size for all pictures: one compilation

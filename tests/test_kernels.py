@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.special import j0
 
-from faithdiff_jax.data import kernels
+from faithdiff_jax.data.degradation import kernels
 
 SIZES = (7, 13, 21)
 SHAPES = ((0.2, 0.2, 0.0), (1.7, 1.7, 0.0), (3.0, 0.4, 0.9), (0.6, 2.8, -2.4))

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.faithdiff import FaithDiffModel
+from faithdiff_jax.models.parts import flatten, unflatten
 from faithdiff_jax.weights import rules
-from faithdiff_jax.weights.convert import FAITHDIFF_PARTS
-from faithdiff_jax.weights.keymap import CONV, LINEAR, NORM, KeyMap, Rule, flatten, unflatten
+from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
+from faithdiff_jax.weights.keymap import CONV, LINEAR, NORM, KeyMap, Rule
 
 PUBLISHED = Path(__file__).parent / "data" / "faithdiff_tensors.txt"
 

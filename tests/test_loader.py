@@ -11,15 +11,15 @@ from tiny import write_tokenizer
 
 from faithdiff_jax.config import from_dict
 from faithdiff_jax.data import loader as loader_module
-from faithdiff_jax.data.degradation import DegradationConfig
-from faithdiff_jax.data.examples import make_example
+from faithdiff_jax.data.degradation.degrade import DegradationConfig
 from faithdiff_jax.data.loader import Loader, LoaderConfig
-from faithdiff_jax.data.make_shards import make_shards
 from faithdiff_jax.data.mixture import SourceConfig
+from faithdiff_jax.data.samples import make_example
+from faithdiff_jax.data.shard_writer import make_shards
 from faithdiff_jax.data.sources import PairFolder
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.image import to_float
-from faithdiff_jax.text import Tokenizers
+from faithdiff_jax.files.images import to_float
+from faithdiff_jax.files.tokenizers import Tokenizers
 
 
 @pytest.fixture(scope="module")

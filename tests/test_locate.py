@@ -9,8 +9,8 @@ from huggingface_hub import errors
 from published import write_published
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.weights import checkpoint, locate
-from faithdiff_jax.weights.convert import convert
+from faithdiff_jax.weights import hub, model_directory
+from faithdiff_jax.weights.from_torch import convert
 
 UNET = "unet/diffusion_pytorch_model"
 
@@ -36,13 +36,13 @@ UNET = "unet/diffusion_pytorch_model"
 def test_choice_of_weights(names, variant, chosen):
     names = [f"{UNET}.{name}" for name in names] + ["vae/diffusion_pytorch_model.safetensors"]
     wanted = None if chosen is None else f"{UNET}.{chosen}"
-    assert locate.choose_weights(names, "unet", locate.DIFFUSERS, variant) == wanted
+    assert hub.choose_weights(names, "unet", hub.DIFFUSERS, variant) == wanted
 
 
 def test_text_encoders_have_other_names():
     names = ["text_encoder/pytorch_model.bin", "text_encoder/model.fp16.safetensors", "text_encoder/flax_model.msgpack"]
-    assert locate.choose_weights(names, "text_encoder", locate.TRANSFORMERS, None) == names[0]
-    assert locate.choose_weights(names, "text_encoder", locate.TRANSFORMERS, "fp16") == names[1]
+    assert hub.choose_weights(names, "text_encoder", hub.TRANSFORMERS, None) == names[0]
+    assert hub.choose_weights(names, "text_encoder", hub.TRANSFORMERS, "fp16") == names[1]
 
 
 @pytest.mark.parametrize("folder", ["", "unet/"])
@@ -57,8 +57,8 @@ def test_shards_of_an_index(folder):
         ("model.fp16.safetensors.index.json", half),
         ("model.bin.index.json", old),
     ):
-        assert locate.with_shards(names, folder + index) == [folder + index, *shards]
-    assert locate.with_shards(names, old[0]) == [old[0]]
+        assert hub.with_shards(names, folder + index) == [folder + index, *shards]
+    assert hub.with_shards(names, old[0]) == [old[0]]
 
 
 class Hub:
@@ -89,22 +89,22 @@ class Hub:
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def fake_hub(tmp_path, monkeypatch):
     hub = Hub(tmp_path / "hub", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "list_repo_files", hub.list_repo_files)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
     return hub
 
 
-def test_conversion_from_repositories_fetches_only_what_it_reads(hub, tmp_path):
+def test_conversion_from_repositories_fetches_only_what_it_reads(fake_hub, tmp_path):
     models = write_published(tmp_path / "full")
     write_published(tmp_path / "half", variant="fp16", dtype=torch.float16)
     for source, owner, name in (("sdxl", "someone", "SDXL"), ("vae", "another", "vae-fix")):
-        shutil.copytree(tmp_path / "full" / source, hub.root / owner / name)
-        shutil.copytree(tmp_path / "half" / source, hub.root / owner / name, dirs_exist_ok=True)
-    (hub.root / "authors/FaithDiff/more").mkdir(parents=True)
+        shutil.copytree(tmp_path / "full" / source, fake_hub.root / owner / name)
+        shutil.copytree(tmp_path / "half" / source, fake_hub.root / owner / name, dirs_exist_ok=True)
+    (fake_hub.root / "authors/FaithDiff/more").mkdir(parents=True)
     for name in ("FaithDiff.bin", "more/other.bin", "README.md"):
-        shutil.copy(models.faithdiff, hub.root / "authors/FaithDiff" / name)
+        shutil.copy(models.faithdiff, fake_hub.root / "authors/FaithDiff" / name)
     repos = {"sdxl": "someone/SDXL", "vae": "another/vae-fix"}
 
     convert(**repos, faithdiff="authors/FaithDiff", output=tmp_path / "model")
@@ -120,40 +120,40 @@ def test_conversion_from_repositories_fetches_only_what_it_reads(hub, tmp_path):
         *(f"someone/SDXL/{name}/{file}" for name in encoders for file in ("config.json", "model.safetensors")),
         *(f"someone/SDXL/{name}/{file}" for name in tokenizers for file in tokenizer_files),
     }
-    assert set(hub.fetched) == wanted
-    assert len(hub.fetched) == len(wanted)
-    assert checkpoint.read_config(tmp_path / "model").unet.context_dim == 40
+    assert set(fake_hub.fetched) == wanted
+    assert len(fake_hub.fetched) == len(wanted)
+    assert model_directory.read_config(tmp_path / "model").unet.context_dim == 40
 
-    hub.fetched.clear()
+    fake_hub.fetched.clear()
     convert(sdxl=repos["sdxl"], variant="fp16", output=tmp_path / "start")
-    fetched = [name for name in hub.fetched if name.endswith(".safetensors")]
+    fetched = [name for name in fake_hub.fetched if name.endswith(".safetensors")]
     assert sorted(fetched) == sorted(
         f"someone/SDXL/{name}.fp16.safetensors"
         for name in (UNET, "vae/diffusion_pytorch_model", *(f"{encoder}/model" for encoder in encoders))
     )
 
     # Without a connection, what was fetched before serves.
-    shutil.rmtree(hub.root)
+    shutil.rmtree(fake_hub.root)
     convert(**repos, faithdiff="authors/FaithDiff/FaithDiff.bin", output=tmp_path / "offline")
-    assert checkpoint.read_config(tmp_path / "offline") == checkpoint.read_config(tmp_path / "model")
+    assert model_directory.read_config(tmp_path / "offline") == model_directory.read_config(tmp_path / "model")
 
 
-def test_a_file_of_a_repository(hub):
-    folder = hub.root / "authors/FaithDiff"
+def test_a_file_of_a_repository(fake_hub):
+    folder = fake_hub.root / "authors/FaithDiff"
     (folder / "weights").mkdir(parents=True)
     (folder / "weights/stage2.safetensors").write_bytes(b"2")
-    found = locate.faithdiff_file("authors/FaithDiff/weights/stage2.safetensors", None)
-    assert found == hub.cache / "authors/FaithDiff/weights/stage2.safetensors"
-    assert locate.faithdiff_file("authors/FaithDiff", None) == found  # its only weight file
+    found = hub.faithdiff_file("authors/FaithDiff/weights/stage2.safetensors", None)
+    assert found == fake_hub.cache / "authors/FaithDiff/weights/stage2.safetensors"
+    assert hub.faithdiff_file("authors/FaithDiff", None) == found  # its only weight file
     (folder / "stage1.bin").write_bytes(b"1")
     with pytest.raises(InputError, match=r"holds stage1\.bin, weights/stage2\.safetensors: name one of them"):
-        locate.faithdiff_file("authors/FaithDiff", None)
+        hub.faithdiff_file("authors/FaithDiff", None)
     with pytest.raises(InputError, match=r"the repository authors/FaithDiff has no file stage3\.bin"):
-        locate.faithdiff_file("authors/FaithDiff/stage3.bin", None)
+        hub.faithdiff_file("authors/FaithDiff/stage3.bin", None)
 
 
-@pytest.mark.parametrize("find", [locate.local_folder, locate.faithdiff_file])
-def test_repositories_that_cannot_be_had(hub, monkeypatch, find):
+@pytest.mark.parametrize("find", [hub.local_folder, hub.faithdiff_file])
+def test_repositories_that_cannot_be_had(fake_hub, monkeypatch, find):
     with pytest.raises(InputError, match=r"^no/one: no such .*: it cannot be reached \(cannot reach it\)$"):
         find("no/one", None)
 
@@ -172,22 +172,22 @@ def test_repositories_that_cannot_be_had(hub, monkeypatch, find):
 
 
 @pytest.mark.parametrize("given", ["nothing here", "a/b/c d", "/no/such/place"])
-def test_neither_path_nor_repository(hub, given):
+def test_neither_path_nor_repository(fake_hub, given):
     with pytest.raises(InputError, match="no such folder"):
-        locate.local_folder(given, list)
+        hub.local_folder(given, list)
 
 
-def test_neither_file_nor_repository(hub, tmp_path):
+def test_neither_file_nor_repository(fake_hub, tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        locate.faithdiff_file(str(tmp_path / "FaithDiff.bin"), None)
+        hub.faithdiff_file(str(tmp_path / "FaithDiff.bin"), None)
 
 
-def test_a_fetch_that_breaks_off(hub, monkeypatch):
-    (hub.root / "some/repo").mkdir(parents=True)
+def test_a_fetch_that_breaks_off(fake_hub, monkeypatch):
+    (fake_hub.root / "some/repo").mkdir(parents=True)
 
     def breaks(repo, **options):
         raise ConnectionError("reset by peer")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", breaks)
     with pytest.raises(InputError, match=r"some/repo: could not be fetched: it cannot be reached \(reset by peer\)"):
-        locate.local_folder("some/repo", list)
+        hub.local_folder("some/repo", list)

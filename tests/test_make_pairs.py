@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from faithdiff_jax.data import make_pairs as command
-from faithdiff_jax.data.degradation import LEVELS, degrade
+from faithdiff_jax.data import pairs as command
+from faithdiff_jax.data.degradation.degrade import LEVELS, degrade
 from faithdiff_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +153,7 @@ def test_names_that_would_collide_are_refused(photographs, tmp_path):
 def test_command_runs_as_a_module(photographs, tmp_path):
     flags = ["--input", str(photographs), "--output", str(tmp_path / "pairs"), "--level", "III"]
     result = subprocess.run(
-        [sys.executable, "-m", "faithdiff_jax.data.make_pairs", *flags], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "faithdiff_jax.data.pairs", *flags], cwd=ROOT, capture_output=True, text=True
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     run(photographs, tmp_path / "again", level="III")

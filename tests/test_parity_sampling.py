@@ -16,12 +16,12 @@ from test_parity_models import SD21, SDXL, VAE_CONFIG
 from torch_aligner import TorchAligner
 from torch_pipeline import SCHEDULE, denoise, euler_scheduler
 
-from faithdiff_jax import sampling
 from faithdiff_jax.diffusion import samplers, schedule
+from faithdiff_jax.inference import denoise as denoise_module
+from faithdiff_jax.inference.denoise import SamplingPlan, Text
+from faithdiff_jax.inference.tiling import latent_grid
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.faithdiff import Denoiser
-from faithdiff_jax.sampling import SamplingPlan, Text
-from faithdiff_jax.tiling import latent_grid
 from faithdiff_jax.weights import rules
 
 CONFIG = schedule.ScheduleConfig()
@@ -46,7 +46,7 @@ class Pair:
         build = lambda: Denoiser(unet_config, config, VAE_CONFIG, rngs=nnx.Rngs(0))  # noqa: E731
         self.graph, self.parameters = nnx.split(port(build, DENOISER_RULES, state))
         self.sample = jax.jit(
-            lambda parameters, plan, *arrays: sampling.sample(nnx.merge(self.graph, parameters), plan, *arrays),
+            lambda parameters, plan, *arrays: denoise_module.sample(nnx.merge(self.graph, parameters), plan, *arrays),
             static_argnums=1,
         )
 

@@ -11,11 +11,11 @@ from port import normal
 from torch_pipeline import upscaled
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.image import to_float
-from faithdiff_jax.pipeline import FaithDiff
-from faithdiff_jax.sampling import SamplingPlan, Text
+from faithdiff_jax.files.images import to_float
+from faithdiff_jax.inference.denoise import SamplingPlan, Text
+from faithdiff_jax.inference.pipeline import FaithDiff
+from faithdiff_jax.inference.tiling import latent_grid
 from faithdiff_jax.sharding import make_mesh
-from faithdiff_jax.tiling import latent_grid
 
 CAPTION = "the cat sat"
 

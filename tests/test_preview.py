@@ -10,7 +10,7 @@ from PIL import Image
 from skimage import data
 
 from faithdiff_jax.data import preview
-from faithdiff_jax.data.degradation import (
+from faithdiff_jax.data.degradation.degrade import (
     LEVELS,
     PUBLISHED,
     Blur,

@@ -12,13 +12,14 @@ from converted import published_and_converted
 from faithdiff_jax.cli.convert import main
 from faithdiff_jax.config import from_dict
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.pipeline import FaithDiff
+from faithdiff_jax.inference.pipeline import FaithDiff
+from faithdiff_jax.models.parts import part_names, part_shapes
 from faithdiff_jax.training.checkpoints import Checkpoints
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.export import export_run
 from faithdiff_jax.training.run_directory import model_config, open_run
-from faithdiff_jax.weights import checkpoint
-from faithdiff_jax.weights.export import to_torch
+from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.to_torch import to_torch
 
 GROUPS = {"all": {"parameters": ["alignment.*"], "learning_rate": 1e-4}}
 DATA = {"steps": 600, "batch": 8, "groups": GROUPS, "frozen": ["vae.*"]}
@@ -30,15 +31,15 @@ def model_dir(tmp_path_factory):
     _, converted = published_and_converted()
     folder = tmp_path_factory.mktemp("base") / "model"
     shutil.copytree(converted, folder)
-    config, arrays = checkpoint.read_config(folder), part_arrays(folder, "unet")
+    config, arrays = model_directory.read_config(folder), part_arrays(folder, "unet")
     shutil.rmtree(folder / "params" / "unet")
-    checkpoint.save_part(folder, "unet", ((path, array.astype(np.float16)) for path, array in arrays.items()))
-    checkpoint.write_config(folder, config, {"sources": {"sdxl": "somewhere"}})
+    model_directory.save_part(folder, "unet", ((path, array.astype(np.float16)) for path, array in arrays.items()))
+    model_directory.write_config(folder, config, {"sources": {"sdxl": "somewhere"}})
     return folder
 
 
 def part_arrays(folder, part: str) -> dict[str, np.ndarray]:
-    return dict(checkpoint.load_arrays(folder, part, checkpoint.stored(folder, part)))
+    return dict(model_directory.load_arrays(folder, part, model_directory.stored(folder, part)))
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -71,9 +72,9 @@ def a_run(tmp_path, model_dir, shapes: dict, *, steps=(10,), ema=True, **changes
 
 def alignment(model_dir) -> dict:
     """All of the aligner, and one parameter of the UNet."""
-    config = checkpoint.read_config(model_dir)
-    shapes = {f"alignment.{path}": shape for path, shape in checkpoint.part_shapes(config, "alignment").items()}
-    return shapes | {"unet.conv_in.kernel": checkpoint.part_shapes(config, "unet")["conv_in.kernel"]}
+    config = model_directory.read_config(model_dir)
+    shapes = {f"alignment.{path}": shape for path, shape in part_shapes(config, "alignment").items()}
+    return shapes | {"unet.conv_in.kernel": part_shapes(config, "unet")["conv_in.kernel"]}
 
 
 @pytest.mark.parametrize(("ema", "kind"), [(True, "ema"), (False, "trained")])
@@ -83,8 +84,8 @@ def test_export(tmp_path, model_dir, monkeypatch, ema, kind):
     output = tmp_path / "out" / "model"
     saved = export_run(run, output, ema=ema)
     assert (saved.step, saved.kind) == (20, kind)
-    assert checkpoint.read_config(output) == checkpoint.read_config(model_dir)
-    for part in checkpoint.part_names(checkpoint.read_config(output)):
+    assert model_directory.read_config(output) == model_directory.read_config(model_dir)
+    for part in part_names(model_directory.read_config(output)):
         before, after = part_arrays(model_dir, part), part_arrays(output, part)
         assert before.keys() == after.keys()
         for path, array in after.items():
@@ -131,7 +132,7 @@ def test_a_run_without_an_average(tmp_path, model_dir):
 
 def kernels(model_dir) -> dict[str, tuple[int, ...]]:
     """The kernels of the UNet's attention: plain ones and stacked ones."""
-    shapes = checkpoint.part_shapes(checkpoint.read_config(model_dir), "unet")
+    shapes = part_shapes(model_directory.read_config(model_dir), "unet")
     found = {path: shape for path, shape in shapes.items() if ".attn" in path and ".to_" in path and "kernel" in path}
     assert {len(shape) for shape in found.values()} >= {3}
     return found
@@ -162,12 +163,12 @@ def test_overrides_and_fresh_parts(tmp_path, model_dir):
     """Another aligner, which trained but for one bias, and a new LQ encoder that never trained."""
     changes = {"model": {"alignment": {"layers": 1}}, "fresh": ["alignment", "lq_encoder"]}
     config = model_config(from_dict(TrainConfig, DATA | changes, "test"), model_dir)
-    shapes = checkpoint.part_shapes(config, "alignment")
+    shapes = part_shapes(config, "alignment")
     frozen = next(path for path in shapes if path.endswith("bias"))
     trained = {f"alignment.{path}": shape for path, shape in shapes.items() if path != frozen}
     run, states = a_run(tmp_path, model_dir, trained, **changes)
     export_run(run, tmp_path / "model")
-    assert checkpoint.read_config(tmp_path / "model") == config != checkpoint.read_config(model_dir)
+    assert model_directory.read_config(tmp_path / "model") == config != model_directory.read_config(model_dir)
     after = part_arrays(tmp_path / "model", "alignment")
     assert {path: array.shape for path, array in after.items()} == shapes
     for path, array in after.items():

@@ -11,13 +11,14 @@ from safetensors.numpy import load_file
 from benchmarks.small_model import bicubic, cases
 from faithdiff_jax import SMALL_MODEL, FaithDiff
 from faithdiff_jax.cli.convert import main as convert
-from faithdiff_jax.cli.infer import SMALL_MODEL_DEFAULTS
-from faithdiff_jax.cli.infer import main as infer
+from faithdiff_jax.cli.restore import SMALL_MODEL_DEFAULTS
+from faithdiff_jax.cli.restore import main as infer
 from faithdiff_jax.config import load_yaml
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.tables import evaluate
-from faithdiff_jax.weights import checkpoint
-from faithdiff_jax.weights.convert import FAITHDIFF_PARTS
+from faithdiff_jax.models.parts import part_shapes
+from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
 from faithdiff_jax.weights.keymap import KeyMap
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -52,7 +53,7 @@ def test_it_is_small():
 
 
 def test_it_says_where_it_is_from():
-    provenance = load_yaml(SMALL_MODEL / checkpoint.CONFIG)["provenance"]
+    provenance = load_yaml(SMALL_MODEL / model_directory.CONFIG)["provenance"]
     assert provenance["recipe"] == "examples/tiny/train_small_model.py"
     assert all(provenance[stage]["steps"] > 100 for stage in ("autoencoder", "base", "stage1", "stage2", "finish"))
 
@@ -88,11 +89,11 @@ def test_it_is_used_without_a_model(tmp_path, capsys):
 def test_to_pytorch_and_back(tmp_path):
     target = tmp_path / "FaithDiff.safetensors"
     assert convert(["--to-torch", str(SMALL_MODEL), "--output", str(target)]) == 0
-    config = checkpoint.read_config(SMALL_MODEL)
+    config = model_directory.read_config(SMALL_MODEL)
     tensors = load_file(target)
     for part, rules in FAITHDIFF_PARTS.items():
-        shapes = checkpoint.part_shapes(config, part)
-        ours = dict(checkpoint.load_arrays(SMALL_MODEL, part, shapes))
+        shapes = part_shapes(config, part)
+        ours = dict(model_directory.load_arrays(SMALL_MODEL, part, shapes))
         back = dict(KeyMap(rules, shapes).read(tensors.__getitem__))
         assert back.keys() == ours.keys()
         for path, array in back.items():

@@ -11,7 +11,8 @@ import transformers
 from tiny import END, START, TOKENIZER_VOCAB_SIZE, write_tokenizer
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.text import Tokenizers, find_caption, read_caption, trim_caption
+from faithdiff_jax.files.captions import find_caption, read_caption, trim_caption
+from faithdiff_jax.files.tokenizers import Tokenizers
 
 LENGTH = 77
 START_ID, END_ID = 516, 517
@@ -200,7 +201,7 @@ def test_unstated_length_is_named(folders):
 def test_works_and_is_silent_without_torch(folders):
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "from faithdiff_jax.text import Tokenizers\n"
+        "from faithdiff_jax.files.tokenizers import Tokenizers\n"
         f"print(Tokenizers.load([{str(folders[0])!r}])(['cat'])[0][0, 1])\n"
     )
     environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}

@@ -26,12 +26,13 @@ from training_runs import (
 )
 
 from faithdiff_jax.cli.convert import main as convert
-from faithdiff_jax.image import load_image
-from faithdiff_jax.pipeline import FaithDiff
+from faithdiff_jax.files.images import load_image
+from faithdiff_jax.inference.pipeline import FaithDiff
+from faithdiff_jax.models.parts import part_names, part_shapes
 from faithdiff_jax.training.checkpoints import UNFINISHED, saved_steps
 from faithdiff_jax.training.parameters import inference_params, model_shapes
 from faithdiff_jax.training.run_directory import read_run
-from faithdiff_jax.weights import checkpoint
+from faithdiff_jax.weights import model_directory
 
 STEPS = 6
 # Losses are about 1, and sums over devices come in another order: what six steps of AdamW make of float32 rounding.
@@ -87,8 +88,8 @@ def model_arrays(folder) -> dict[str, np.ndarray]:
     """Dotted path, part first -> array, of a model directory."""
     return {
         f"{part}.{path}": array
-        for part in checkpoint.part_names(MODEL)
-        for path, array in checkpoint.load_arrays(folder, part, checkpoint.part_shapes(MODEL, part))
+        for part in part_names(MODEL)
+        for path, array in model_directory.load_arrays(folder, part, part_shapes(MODEL, part))
     }
 
 

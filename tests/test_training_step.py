@@ -25,14 +25,14 @@ from training_case import (
 )
 
 from faithdiff_jax import sharding
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.diffusion import schedule
-from faithdiff_jax.programs import Programs
+from faithdiff_jax.inference.programs import Programs
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import flatten, unflatten
 from faithdiff_jax.training.groups import assign_groups
 from faithdiff_jax.training.optimizer import make_optimizer
 from faithdiff_jax.training.parameters import inference_params, model_shapes
 from faithdiff_jax.training.step import Draws, TrainStep, draw
-from faithdiff_jax.weights.keymap import flatten, unflatten
 
 STEPS = 3
 # Some of every kind of layer: a stack, convolutions, norms, an attention; the rest is frozen, which compiles faster.

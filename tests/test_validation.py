@@ -10,15 +10,15 @@ from converted import loaded, published_and_converted
 from pictures import write, write_caption
 from PIL import Image
 
-from faithdiff_jax import pipeline
-from faithdiff_jax.config import FaithDiffConfig
-from faithdiff_jax.data.degradation import LEVELS, degrade
-from faithdiff_jax.data.make_pairs import image_generator
+from faithdiff_jax.data.degradation.degrade import LEVELS, degrade
+from faithdiff_jax.data.pairs import image_generator
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.metrics import psnr, ssim
 from faithdiff_jax.evaluation.pictures import GAP, STRIP
+from faithdiff_jax.files.tokenizers import Tokenizers
+from faithdiff_jax.inference import pipeline
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.sharding import make_mesh
-from faithdiff_jax.text import Tokenizers
 from faithdiff_jax.training.config import ValidationConfig
 from faithdiff_jax.training.validation import LARGEST_SIDE, SCALE, Validation
 

@@ -17,15 +17,17 @@ from published import randomise
 from torch import nn
 from torch_aligner import TorchAligner
 
-from faithdiff_jax.config import FaithDiffConfig, from_dict, load, to_dict
+from faithdiff_jax.config import from_dict, load, to_dict
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.models.alignment import AlignmentConfig
-from faithdiff_jax.pipeline import FaithDiff
-from faithdiff_jax.weights import checkpoint, rules
-from faithdiff_jax.weights.convert import convert
-from faithdiff_jax.weights.export import to_torch
-from faithdiff_jax.weights.initial import fresh_part
-from faithdiff_jax.weights.keymap import KeyMap, flatten, unflatten
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import flatten, part_shapes, unflatten
+from faithdiff_jax.weights import model_directory, rules
+from faithdiff_jax.weights.from_torch import convert
+from faithdiff_jax.weights.initialisation import fresh_part
+from faithdiff_jax.weights.keymap import KeyMap
+from faithdiff_jax.weights.to_torch import to_torch
 
 VARIANTS = {
     "add": {"alignment": {"kind": "add"}},
@@ -42,14 +44,14 @@ def variant(name: str) -> tuple[FaithDiffConfig, pathlib.Path]:
     folder = pathlib.Path(tempfile.mkdtemp(prefix="faithdiff-test-")) / "model"
     shutil.copytree(published, folder, ignore=shutil.ignore_patterns("alignment", "lq_encoder"))
     for part in ("alignment", "lq_encoder"):
-        checkpoint.save_part(folder, part, fresh_part(config, part, vae_arrays(), seed=0).items())
-    checkpoint.write_config(folder, config, {})
+        model_directory.save_part(folder, part, fresh_part(config, part, vae_arrays(), seed=0).items())
+    model_directory.write_config(folder, config, {})
     return config, folder
 
 
 def write_overrides(published: pathlib.Path, changes: dict) -> pathlib.Path:
     """A YAML file of the published model's architecture with some keys changed."""
-    data = to_dict(checkpoint.read_config(published))
+    data = to_dict(model_directory.read_config(published))
     for key, value in changes.items():
         data[key] = data[key] | value if isinstance(value, dict) else value
     path = pathlib.Path(tempfile.mkdtemp(prefix="faithdiff-test-")) / "model.yaml"
@@ -60,7 +62,7 @@ def write_overrides(published: pathlib.Path, changes: dict) -> pathlib.Path:
 @functools.cache
 def vae_arrays() -> dict[str, np.ndarray]:
     _, published = published_and_converted()
-    return dict(checkpoint.load_arrays(published, "vae", checkpoint.stored(published, "vae")))
+    return dict(model_directory.load_arrays(published, "vae", model_directory.stored(published, "vae")))
 
 
 @functools.cache
@@ -137,7 +139,7 @@ def test_the_aligner_works_on_last_features(rng):
     aligner = TorchAligner(8, 16, groups=4)
     randomise(aligner)
     model = loaded_variant("last")
-    keymap = KeyMap(rules.ALIGNMENT, checkpoint.part_shapes(model.config, "alignment"))
+    keymap = KeyMap(rules.ALIGNMENT, part_shapes(model.config, "alignment"))
     state = {name: tensor.numpy() for name, tensor in aligner.state_dict().items()}
     model = with_alignment(model, dict(keymap.read(state.__getitem__)))
     inputs = [array[:1] for array in denoiser_inputs(rng, model, 5, 7)]  # torch's would mix the batch
@@ -149,17 +151,17 @@ def test_the_aligner_works_on_last_features(rng):
 
 def test_published_sizes():
     add = FaithDiffConfig(alignment=AlignmentConfig(kind="add"))
-    assert checkpoint.part_shapes(add, "alignment") == {"conv.kernel": (3, 3, 512, 320), "conv.bias": (320,)}
+    assert part_shapes(add, "alignment") == {"conv.kernel": (3, 3, 512, 320), "conv.bias": (320,)}
     last = FaithDiffConfig(alignment=AlignmentConfig(norm_groups=8), lq_features="last")
-    shapes = checkpoint.part_shapes(last, "lq_encoder")
-    assert set(shapes) - set(checkpoint.part_shapes(add, "lq_encoder")) == {
+    shapes = part_shapes(last, "lq_encoder")
+    assert set(shapes) - set(part_shapes(add, "lq_encoder")) == {
         *("conv_norm_out.scale", "conv_norm_out.bias", "conv_out.kernel", "conv_out.bias"),
     }
     assert shapes["conv_out.kernel"] == (3, 3, 512, 8)
-    aligner = checkpoint.part_shapes(last, "alignment")
+    aligner = part_shapes(last, "alignment")
     assert aligner["condition_embedding.conv_in.kernel"] == (3, 3, 8, 8)
     assert aligner["condition_embedding.conv_out.kernel"] == (3, 3, 8, 320)
-    default = checkpoint.part_shapes(FaithDiffConfig(), "alignment")
+    default = part_shapes(FaithDiffConfig(), "alignment")
     assert {path: shape for path, shape in default.items() if not path.startswith("condition")} == {
         path: shape for path, shape in aligner.items() if not path.startswith("condition")
     }
@@ -171,7 +173,7 @@ def test_bad_choices():
     with pytest.raises(InputError, match=r"^here: lq_features is 'first': must be one of penultimate, last$"):
         from_dict(FaithDiffConfig, {"lq_features": "first"}, "here")
     with pytest.raises(InputError, match="alignment: norm_groups is 32: must divide the features' 8"):
-        checkpoint.part_shapes(FaithDiffConfig(lq_features="last"), "alignment")
+        part_shapes(FaithDiffConfig(lq_features="last"), "alignment")
 
 
 @pytest.mark.parametrize(
@@ -193,9 +195,9 @@ def test_fresh_parts_are_the_converters(tmp_path):
     """Without FaithDiff's own weights the converter makes the same two parts, through the published names."""
     models, _ = published_and_converted()
     convert(sdxl=str(models.sdxl), vae=str(models.vae_folder), output=tmp_path / "model", seed=3)
-    config = checkpoint.read_config(tmp_path / "model")
+    config = model_directory.read_config(tmp_path / "model")
     for part in ("alignment", "lq_encoder"):
-        stored = flatten(checkpoint.load_params(tmp_path / "model", part))
+        stored = flatten(model_directory.load_params(tmp_path / "model", part))
         fresh = fresh_part(config, part, vae_arrays(), seed=3)
         assert fresh.keys() == stored.keys()
         for path, array in fresh.items():
@@ -213,7 +215,7 @@ def test_fresh_parts_of_variants(name):
     config, _ = variant(name)
     for part in ("alignment", "lq_encoder"):
         fresh = fresh_part(config, part, vae_arrays(), seed=0)
-        assert {path: array.shape for path, array in fresh.items()} == checkpoint.part_shapes(config, part)
+        assert {path: array.shape for path, array in fresh.items()} == part_shapes(config, part)
     if config.alignment.kind == "add":
         assert all(not array.any() for array in fresh_part(config, "alignment", {}, seed=0).values())
 

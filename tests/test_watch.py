@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.training import watch as watch_module
+from faithdiff_jax.training import reporting as watch_module
 from faithdiff_jax.training.config import WatchConfig
-from faithdiff_jax.training.watch import Watch
+from faithdiff_jax.training.reporting import Watch
 
 PICTURE = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
 

@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.weights import sources
-from faithdiff_jax.weights.safetensors_file import write_tensors
-from faithdiff_jax.weights.sources import Renamed, open_tensors, with_current_vae_names, with_text_model_names
+from faithdiff_jax.weights import tensor_files
+from faithdiff_jax.weights.safetensors_format import write_tensors
+from faithdiff_jax.weights.tensor_files import Renamed, open_tensors, with_current_vae_names, with_text_model_names
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -52,7 +52,7 @@ def test_safetensors(tmp_path, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before_torch_1.6"])
 def test_torch_file(tmp_path, dtype, zipped, monkeypatch):
-    monkeypatch.setattr(sources, "MAPPED_BYTES", 8)  # so that the file is opened anew
+    monkeypatch.setattr(tensor_files, "MAPPED_BYTES", 8)  # so that the file is opened anew
     path = tmp_path / "pytorch_model.bin"
     torch.save(tensors(DTYPES[dtype]), path, _use_new_zipfile_serialization=zipped)
     assert_holds(open_tensors(path), tensors(DTYPES[dtype]))

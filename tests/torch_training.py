@@ -21,9 +21,10 @@ from torch_aligner import TorchAligner
 from torch_pipeline import SCHEDULE
 from training_case import GROUPS, POOLED, TEXT_WIDTH, TIME_IDS, VAE_CHANNELS, model_config
 
+from faithdiff_jax.models.parts import numbered, part_shapes
 from faithdiff_jax.training.config import TrainConfig
-from faithdiff_jax.weights import checkpoint, rules
-from faithdiff_jax.weights.convert import FAITHDIFF_PARTS
+from faithdiff_jax.weights import rules
+from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
 from faithdiff_jax.weights.keymap import KeyMap
 
 
@@ -78,7 +79,7 @@ class TorchModel(nn.Module):
             "lq_encoder": {f"denoise_encoder.{name}": value for name, value in self.lq_encoder.named_parameters()},
             "vae": dict(self.vae.named_parameters()),
         }
-        names = checkpoint.numbered("text_encoder", len(self.text_encoders))
+        names = numbered("text_encoder", len(self.text_encoders))
         for part, encoder in zip(names, self.text_encoders, strict=True):
             # transformers leaves the first component out of one class's names, and puts it back in files.
             parts[part] = {
@@ -182,7 +183,7 @@ def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, np.ndarray]:
 def keymap(widths: tuple[int, ...], part: str) -> KeyMap:
     """The rules of one part of the tiny model, as conversion and export use them."""
     part_rules = FAITHDIFF_PARTS.get(part) or (rules.VAE if part == "vae" else rules.TEXT_ENCODER)
-    return KeyMap(part_rules, checkpoint.part_shapes(model_config(widths=widths), part))
+    return KeyMap(part_rules, part_shapes(model_config(widths=widths), part))
 
 
 def to_ours(model: TorchModel) -> dict[str, np.ndarray]:

@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from tiny import TOKENIZER_VOCAB_SIZE
 
-from faithdiff_jax.config import FaithDiffConfig, from_dict
+from faithdiff_jax.config import from_dict
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.unet import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.sharding import batch_sharding

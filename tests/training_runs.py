@@ -31,18 +31,18 @@ from tiny import TOKENIZER_VOCAB_SIZE, write_tokenizer
 
 import faithdiff_jax.sharding
 from faithdiff_jax.cli.train import main
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.data.loader import BatchIterator
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import part_names, part_shapes
 from faithdiff_jax.models.unet import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.training.checkpoints import load_saved, saved_specs, saved_steps
 from faithdiff_jax.training.config import CheckpointConfig, DataConfig, TrainConfig, WatchConfig
 from faithdiff_jax.training.step import TrainStep
-from faithdiff_jax.weights import checkpoint
-from faithdiff_jax.weights.fresh import write_model
-from faithdiff_jax.weights.initial import fresh_part
+from faithdiff_jax.weights.initialisation import fresh_part
+from faithdiff_jax.weights.new_model import write_model
 
 SMALLEST_SPLIT = 256
 END_TOKEN = TOKENIZER_VOCAB_SIZE - 1
@@ -125,8 +125,8 @@ def write_the_model(folder: Path) -> Path:
     """A model directory of arbitrary numbers, whose LQ encoder and aligner start as a training run's do."""
     rng = np.random.default_rng(0)
     params = {
-        part: {path: _start(path, shape, rng) for path, shape in checkpoint.part_shapes(MODEL, part).items()}
-        for part in checkpoint.part_names(MODEL)
+        part: {path: _start(path, shape, rng) for path, shape in part_shapes(MODEL, part).items()}
+        for part in part_names(MODEL)
     }
     for part in ("lq_encoder", "alignment"):
         params[part] = fresh_part(MODEL, part, params["vae"], seed=0)
@@ -156,7 +156,7 @@ def write_photos(folder: Path) -> Path:
 
 
 def write_config(path: Path, changes: Mapping[str, Any] | None = None) -> Path:
-    """`CONFIG` with keys replaced as whole; `data.x`, `checkpoint.x` and other dotted keys one by one."""
+    """`CONFIG` with keys replaced as whole; `data.x`, `model_directory.x` and other dotted keys one by one."""
     config = json.loads(json.dumps(CONFIG))
     for key, value in (changes or {}).items():
         *parents, name = key.split(".")

@@ -18,8 +18,9 @@ import sys
 import numpy as np
 import yaml
 
-from faithdiff_jax.weights import checkpoint
-from faithdiff_jax.weights.fresh import write_model
+from faithdiff_jax.models.parts import part_names, part_shapes
+from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.new_model import write_model
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -70,18 +71,18 @@ def run(*arguments: object) -> None:
 
 def provenance(model: pathlib.Path) -> dict:
     """Where a model directory says that it is from."""
-    return yaml.safe_load((model / checkpoint.CONFIG).read_text(encoding="utf-8"))["provenance"]
+    return yaml.safe_load((model / model_directory.CONFIG).read_text(encoding="utf-8"))["provenance"]
 
 
 def halve(model: pathlib.Path, output: pathlib.Path, recipe: dict) -> None:
     """Write the model again with its parameters in float16, and with the whole recipe as its provenance."""
-    config = checkpoint.read_config(model)
+    config = model_directory.read_config(model)
     params = {
         part: {
             path: array.astype(np.float16)
-            for path, array in checkpoint.load_arrays(model, part, checkpoint.part_shapes(config, part))
+            for path, array in model_directory.load_arrays(model, part, part_shapes(config, part))
         }
-        for part in checkpoint.part_names(config)
+        for part in part_names(config)
     }
     write_model(config, params, model, output, recipe)
 

@@ -20,8 +20,8 @@ import skimage.data
 from PIL import Image, ImageDraw, ImageFont
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.text import write_caption
-from faithdiff_jax.weights.whole import refuse_existing, whole
+from faithdiff_jax.files.captions import write_caption
+from faithdiff_jax.files.writing import refuse_existing, whole
 
 SIDE = 512
 LEAVES, PAGES, CHARTS = 24, 6, 6

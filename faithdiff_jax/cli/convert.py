@@ -75,8 +75,8 @@ def _whole(text: str) -> int:
 def _convert(args: argparse.Namespace) -> None:
     # Imported late: --help and a wrong flag need not wait for JAX.
     from faithdiff_jax.training.export import export_run
-    from faithdiff_jax.weights.convert import convert
-    from faithdiff_jax.weights.export import to_torch
+    from faithdiff_jax.weights.from_torch import convert
+    from faithdiff_jax.weights.to_torch import to_torch
 
     if args.to_torch is not None:
         to_torch(args.to_torch, args.output, _bar)

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from faithdiff_jax.data.sources import list_pictures
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.image import load_image
-from faithdiff_jax.text import write_caption
+from faithdiff_jax.files.captions import write_caption
+from faithdiff_jax.files.images import load_image
 
 MODEL = "llava-hf/llava-1.5-7b-hf"
 PROMPT = "Describe this image and its style in a very detailed manner."

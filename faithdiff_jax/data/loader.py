@@ -19,12 +19,12 @@ import grain
 import numpy as np
 from absl import flags
 
-from faithdiff_jax.data.degradation import DegradationConfig
-from faithdiff_jax.data.examples import Example, ExampleConfig, make_example
+from faithdiff_jax.data.degradation.degrade import DegradationConfig
 from faithdiff_jax.data.mixture import Mixture, SourceConfig, check_weights
+from faithdiff_jax.data.samples import Example, ExampleConfig, make_example
 from faithdiff_jax.data.sources import Source
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.image import to_float
+from faithdiff_jax.files.images import to_float
 
 SHARED_MEMORY = "/dev/shm"
 Tokenize = Callable[[Sequence[str]], Sequence[np.ndarray]]

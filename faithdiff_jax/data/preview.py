@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from faithdiff_jax.cli.command import SOME_FILES_BAD, Parser, run
 from faithdiff_jax.data.decode import decode
-from faithdiff_jax.data.degradation import (
+from faithdiff_jax.data.degradation.degrade import (
     LEVELS,
     PUBLISHED,
     Blur,
@@ -30,12 +30,12 @@ from faithdiff_jax.data.degradation import (
     draw,
     stages,
 )
-from faithdiff_jax.data.examples import UPSCALING
-from faithdiff_jax.data.make_pairs import crop_middle
+from faithdiff_jax.data.pairs import crop_middle
+from faithdiff_jax.data.samples import UPSCALING
 from faithdiff_jax.data.sources import PhotoFolder
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.image import output_format, save_image
-from faithdiff_jax.text import trim_caption
+from faithdiff_jax.files.captions import trim_caption
+from faithdiff_jax.files.images import output_format, save_image
 
 MAX_COUNT = 500
 SHEET_WIDTH = 1700  # pixels that a row of pairs may take, if more than one is in it

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from faithdiff_jax.data.decode import header_size
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.image import LISTED_SUFFIXES
-from faithdiff_jax.text import find_caption, read_caption
+from faithdiff_jax.files.captions import find_caption, read_caption
+from faithdiff_jax.files.images import LISTED_SUFFIXES
 
 PAIR_SCALE = 4
 HQ_FOLDERS = ("HR_crops", "HR")

@@ -21,17 +21,18 @@ from flax import nnx
 from tqdm import tqdm
 
 from faithdiff_jax.cli.command import Parser, run
-from faithdiff_jax.config import FaithDiffConfig, load
+from faithdiff_jax.config import load
 from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.sources import PhotoFolder
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.metrics import psnr
-from faithdiff_jax.image import crop, pad_to_multiple, to_float, to_uint8
+from faithdiff_jax.files.images import crop, pad_to_multiple, to_float, to_uint8
+from faithdiff_jax.files.writing import refuse_existing
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import Params, flatten, unflatten
 from faithdiff_jax.models.vae import VAE, VAEConfig
-from faithdiff_jax.weights.fresh import check_tokenizers, fresh_params, write_model
-from faithdiff_jax.weights.initial import fresh_part
-from faithdiff_jax.weights.keymap import Params, flatten, unflatten
-from faithdiff_jax.weights.whole import refuse_existing
+from faithdiff_jax.weights.initialisation import fresh_part
+from faithdiff_jax.weights.new_model import check_tokenizers, fresh_params, write_model
 
 CROPS_FOR_SCALE = 256
 

@@ -25,7 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.training.config import CheckpointConfig
-from faithdiff_jax.weights.checkpoint import GROUP_BYTES, Spec
+from faithdiff_jax.weights.model_directory import GROUP_BYTES, Spec
 
 UNFINISHED = "*.orbax-checkpoint-tmp"
 NAMED_AT_MOST = 5

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from faithdiff_jax.config import from_dict, load_yaml, override
-from faithdiff_jax.data.degradation import DegradationConfig
+from faithdiff_jax.data.degradation.degrade import DegradationConfig
 from faithdiff_jax.data.loader import LoaderConfig
 from faithdiff_jax.data.mixture import SourceConfig
 from faithdiff_jax.errors import InputError

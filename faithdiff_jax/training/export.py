@@ -15,17 +15,19 @@ from typing import Any
 import numpy as np
 
 from faithdiff_jax._version import __version__
-from faithdiff_jax.config import FaithDiffConfig, load_yaml
+from faithdiff_jax.config import load_yaml
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.writing import refuse_existing, whole
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import numbered, part_names, part_shapes
 from faithdiff_jax.training.checkpoints import load_saved, saved_specs, saved_steps
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.lora import PREFIX, merged
 from faithdiff_jax.training.run_directory import Run, model_config, model_digest, read_run
-from faithdiff_jax.weights import checkpoint
-from faithdiff_jax.weights.convert import Track, untracked
-from faithdiff_jax.weights.initial import fresh_part
+from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.from_torch import Track, untracked
+from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.keymap import compare
-from faithdiff_jax.weights.whole import refuse_existing, whole
 
 NAMED_AT_MOST = 5
 
@@ -40,7 +42,7 @@ class Saved:
     step: int
     kind: str
     """`ema` or `trained`."""
-    specs: Mapping[str, checkpoint.Spec]
+    specs: Mapping[str, model_directory.Spec]
     """Dotted path, part first -> dtype and shape."""
 
     def arrays(self, paths: Sequence[str]) -> Iterator[np.ndarray]:
@@ -99,13 +101,13 @@ def export_run(
     stored_run = read_run(run)
     model_dir = stored_run.model_dir
     if model_digest(model_dir) != stored_run.digest:
-        raise InputError(f"{model_dir}: is not what {run} started from, its {checkpoint.CONFIG} differs by now")
+        raise InputError(f"{model_dir}: is not what {run} started from, its {model_directory.CONFIG} differs by now")
     config = model_config(stored_run.config, model_dir)
     saved = _saved(run, ema, step)
     parts = _parts(stored_run, config, saved)
     dtype = np.dtype(np.float32 if dtype is None else dtype)
 
-    shapes = {part.name: checkpoint.part_shapes(config, part.name) for part in parts}
+    shapes = {part.name: part_shapes(config, part.name) for part in parts}
     size = sum(4 * math.prod(shape) for part_shapes in shapes.values() for shape in part_shapes.values())
     with whole(output, size) as target:
         (target / "params").mkdir(parents=True)
@@ -114,10 +116,10 @@ def export_run(
                 shutil.copytree(model_dir / "params" / part.name, target / "params" / part.name)
             else:
                 arrays = _arrays(part, stored_run, config, saved, dtype)
-                checkpoint.save_part(target, part.name, track(arrays, part.name, len(shapes[part.name])))
-        for name in checkpoint.numbered("tokenizer", len(config.text_encoders)):
+                model_directory.save_part(target, part.name, track(arrays, part.name, len(shapes[part.name])))
+        for name in numbered("tokenizer", len(config.text_encoders)):
             shutil.copytree(model_dir / name, target / name)
-        checkpoint.write_config(target, config, _provenance(run, stored_run, saved, ema, parts))
+        model_directory.write_config(target, config, _provenance(run, stored_run, saved, ema, parts))
     return saved
 
 
@@ -137,27 +139,27 @@ def _parts(run: Run, config: FaithDiffConfig, saved: Saved) -> list[Part]:
     """Where all parameters come from; those that come from nowhere or do not fit are one InputError."""
     parts, faults = [], []
     unknown = set(saved.specs)
-    for name in checkpoint.part_names(config):
-        part_shapes = checkpoint.part_shapes(config, name)
-        adapters = {path: tuple(f"{PREFIX}{name}.{path}.{side}" for side in "ab") for path in part_shapes}
-        trained = tuple(path for path in part_shapes if f"{name}.{path}" in saved.specs)
-        adapted = tuple(path for path in part_shapes if run.config.lora and saved.specs.keys() >= set(adapters[path]))
+    for name in part_names(config):
+        shapes = part_shapes(config, name)
+        adapters = {path: tuple(f"{PREFIX}{name}.{path}.{side}" for side in "ab") for path in shapes}
+        trained = tuple(path for path in shapes if f"{name}.{path}" in saved.specs)
+        adapted = tuple(path for path in shapes if run.config.lora and saved.specs.keys() >= set(adapters[path]))
         unknown -= {f"{name}.{path}" for path in trained} | {side for path in adapted for side in adapters[path]}
         part = Part(
             name=name,
             trained=trained,
             adapted=adapted,
-            stored=tuple(path for path in part_shapes if path not in trained),
+            stored=tuple(path for path in shapes if path not in trained),
             fresh=name in run.config.fresh,
         )
         parts.append(part)
         found = {path: saved.specs[f"{name}.{path}"][1] for path in trained}
         if part.fresh:
-            found |= {path: part_shapes[path] for path in part.stored}
+            found |= {path: shapes[path] for path in part.stored}
         elif part.stored:
-            held = checkpoint.stored(run.model_dir, name)
+            held = model_directory.stored(run.model_dir, name)
             found |= {path: held[path][1] for path in part.stored if path in held}
-        faults += [f"{name}: {fault}" for fault in compare(part_shapes, found)]
+        faults += [f"{name}: {fault}" for fault in compare(shapes, found)]
     faults += [f"unknown {path} {saved.specs[path][1]}" for path in sorted(unknown)]
     if faults:
         more = f" and {len(faults) - NAMED_AT_MOST} more" * (len(faults) > NAMED_AT_MOST)
@@ -182,8 +184,8 @@ def _arrays(part: Part, run: Run, config: FaithDiffConfig, saved: Saved, dtype: 
 def _stored(part: Part, run: Run, config: FaithDiffConfig, paths: Sequence[str]) -> Named:
     """Parameters as the run began with them, in the dtype they are stored in."""
     if not part.fresh or not paths:
-        return checkpoint.load_arrays(run.model_dir, part.name, paths)
-    vae = dict(checkpoint.load_arrays(run.model_dir, "vae", checkpoint.part_shapes(config, "vae")))
+        return model_directory.load_arrays(run.model_dir, part.name, paths)
+    vae = dict(model_directory.load_arrays(run.model_dir, "vae", part_shapes(config, "vae")))
     arrays = fresh_part(config, part.name, vae, run.config.seed)
     return ((path, arrays[path]) for path in paths)
 
@@ -197,7 +199,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """What config.yaml says of the export, and what it said of the model directory before."""
     parameters = "ema" if saved.kind == "ema" else "trained (the run keeps no EMA)" if ema else "trained"
-    model = load_yaml(stored_run.model_dir / checkpoint.CONFIG)
+    model = load_yaml(stored_run.model_dir / model_directory.CONFIG)
     return {
         "package": f"faithdiff-jax {__version__}",
         "run": {

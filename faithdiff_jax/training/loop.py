@@ -20,22 +20,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.data.loader import BatchIterator, Loader
 from faithdiff_jax.errors import InputError, RunError
+from faithdiff_jax.files.tokenizers import Tokenizers
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import numbered
+from faithdiff_jax.planning import flops
 from faithdiff_jax.sharding import batch_sharding, make_mesh
-from faithdiff_jax.text import Tokenizers
-from faithdiff_jax.training import flops
 from faithdiff_jax.training.checkpoints import Checkpoints
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.groups import assign_groups
 from faithdiff_jax.training.optimizer import Flat
 from faithdiff_jax.training.parameters import inference_params, load_parameters, model_shapes, trained_shapes
+from faithdiff_jax.training.reporting import Watch
 from faithdiff_jax.training.run_directory import RunDirectory, model_config, open_run
 from faithdiff_jax.training.step import State, TrainStep, check_batch
 from faithdiff_jax.training.validation import Validation
-from faithdiff_jax.training.watch import Watch
-from faithdiff_jax.weights import checkpoint
 
 log = logging.getLogger("faithdiff_jax")
 
@@ -126,7 +126,7 @@ def load_tokenizers(model: FaithDiffConfig, model_dir: pathlib.Path) -> Tokenize
     Raises:
         InputError: a tokenizer whose ids its text encoder does not know, or that is of another length.
     """
-    names = checkpoint.numbered("tokenizer", len(model.text_encoders))
+    names = numbered("tokenizer", len(model.text_encoders))
     tokenizers = Tokenizers.load([model_dir / name for name in names])
     for name, ids, size, encoder in zip(
         names, tokenizers(["a", ""]), tokenizers.vocabulary_sizes, model.text_encoders, strict=True

@@ -14,25 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from faithdiff_jax.config import FaithDiffConfig
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import Params, flatten, part_names, part_shapes, unflatten
 from faithdiff_jax.sharding import parameter_sharding
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.lora import adapter_shapes, initial_adapter, merge_adapters
 from faithdiff_jax.training.optimizer import Flat
-from faithdiff_jax.weights import checkpoint
-from faithdiff_jax.weights.initial import fresh_part
-from faithdiff_jax.weights.keymap import Params, flatten, unflatten
+from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.initialisation import fresh_part
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def model_shapes(model: FaithDiffConfig) -> Shapes:
     """Dotted path, part first -> shape, of every parameter of the model."""
-    return {
-        f"{part}.{path}": shape
-        for part in checkpoint.part_names(model)
-        for path, shape in checkpoint.part_shapes(model, part).items()
-    }
+    return {f"{part}.{path}": shape for part in part_names(model) for path, shape in part_shapes(model, part).items()}
 
 
 def trained_shapes(config: TrainConfig, shapes: Shapes, labels: Mapping[str, str]) -> Shapes:
@@ -59,8 +55,8 @@ def load_parameters(
     """
     trained: Flat = {}
     frozen: Flat = {}
-    for part in checkpoint.part_names(model):
-        if only_frozen and all(f"{part}.{path}" in labels for path in checkpoint.part_shapes(model, part)):
+    for part in part_names(model):
+        if only_frozen and all(f"{part}.{path}" in labels for path in part_shapes(model, part)):
             continue
         for path, array in _part(config, model_dir, model, part, labels, mesh).items():
             if path in labels:
@@ -83,13 +79,13 @@ def _part(
     labels: Mapping[str, str],
     mesh: Mesh,
 ) -> Flat:
-    shapes = checkpoint.part_shapes(model, part)
+    shapes = part_shapes(model, part)
     sharding = {path: parameter_sharding(mesh, shape) for path, shape in shapes.items()}
     if part not in config.fresh:
         dtype = jnp.float32 if any(f"{part}.{path}" in labels for path in shapes) else jnp.dtype(config.dtype)
-        loaded = flatten(checkpoint.load_params(model_dir, part, config=model, dtype=dtype, sharding=sharding))
+        loaded = flatten(model_directory.load_params(model_dir, part, config=model, dtype=dtype, sharding=sharding))
         return {f"{part}.{path}": array for path, array in loaded.items()}
-    vae = dict(checkpoint.load_arrays(model_dir, "vae", checkpoint.part_shapes(model, "vae")))
+    vae = dict(model_directory.load_arrays(model_dir, "vae", part_shapes(model, "vae")))
     fresh = fresh_part(model, part, vae, config.seed)
     return {f"{part}.{path}": _put(array.astype(np.float32), sharding[path]) for path, array in fresh.items()}
 

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.diffusion import schedule
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.layers import rematerialise
-from faithdiff_jax.networks import Networks
+from faithdiff_jax.models.parts import Networks, numbered, unflatten
 from faithdiff_jax.sharding import batch_constraint, parameter_sharding
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.lora import merge_adapters
@@ -33,8 +33,6 @@ from faithdiff_jax.training.optimizer import (
     make_optimizer,
     update_average,
 )
-from faithdiff_jax.weights import checkpoint
-from faithdiff_jax.weights.keymap import unflatten
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -149,7 +147,7 @@ class TrainStep:
             vae = self.networks.vae(params["vae"])
             moments = vae.moments(batch["hq"].astype(self.dtype))
             latents = jax.lax.stop_gradient(vae.sample(moments, draws.vae_noise))
-            names = checkpoint.numbered("text_encoder", len(self.model.text_encoders))
+            names = numbered("text_encoder", len(self.model.text_encoders))
             token_ids = [batch[f"token_ids_{i}"] for i in range(len(names))]
             context, pooled = self.networks.encode_text([params[name] for name in names], token_ids)
             features = self.networks.lq_encoder(params["lq_encoder"])(batch["lq"].astype(self.dtype))

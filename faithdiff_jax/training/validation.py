@@ -12,18 +12,19 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.data.decode import decode
-from faithdiff_jax.data.degradation import LEVELS, degrade
-from faithdiff_jax.data.make_pairs import crop_middle, image_generator
+from faithdiff_jax.data.degradation.degrade import LEVELS, degrade
+from faithdiff_jax.data.pairs import crop_middle, image_generator
 from faithdiff_jax.data.sources import PhotoFolder
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.metrics import SMALLEST_SIDE, gmsd, psnr, sharpness_ratio, ssim
 from faithdiff_jax.evaluation.pictures import side_by_side, stacked
-from faithdiff_jax.pipeline import FaithDiff
-from faithdiff_jax.text import Tokenizers, trim_caption
+from faithdiff_jax.files.captions import trim_caption
+from faithdiff_jax.files.tokenizers import Tokenizers
+from faithdiff_jax.inference.pipeline import FaithDiff
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import Params
 from faithdiff_jax.training.config import ValidationConfig
-from faithdiff_jax.weights.keymap import Params
 
 SCALE = 4
 LARGEST_SIDE = 4096  # of the picture of all pictures

@@ -10,14 +10,10 @@ its own and ours as the leading axis of one.
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from faithdiff_jax.errors import InputError
-
-Params = dict[Any, Any]
-"""Nested dictionary of arrays, as `nnx.to_pure_dict` gives; the keys of lists are integers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,27 +150,6 @@ def compare(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
         if name in found and tuple(found[name]) != shape
     ]
     return faults
-
-
-def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
-    """Nested parameters -> {"down_blocks.0.resnets.1.conv1.kernel": leaf}."""
-    flat: dict[str, Any] = {}
-    for key, value in params.items():
-        path = f"{prefix}{key}"
-        flat |= flatten(value, path + ".") if isinstance(value, dict) else {path: value}
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> Params:
-    """The inverse of `flatten`: numbers in a path become integer keys again."""
-    params: Params = {}
-    for path, leaf in flat.items():
-        *parents, name = (int(part) if part.isdigit() else part for part in path.split("."))
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return params
 
 
 def _pattern(template: str) -> re.Pattern[str]:

@@ -1,14 +1,6 @@
 """The rules of each model: one list apiece, published name first. What a rule means is said in `keymap`."""
 
-from faithdiff_jax.weights.keymap import (
-    CONV,
-    EMBEDDING,
-    FUSED_PROJECTION,
-    LINEAR,
-    LINEAR_WITHOUT_BIAS,
-    NORM,
-    Rule,
-)
+from faithdiff_jax.weights.keymap import CONV, EMBEDDING, FUSED_PROJECTION, LINEAR, LINEAR_WITHOUT_BIAS, NORM, Rule
 
 
 def _same(kind, *names: str) -> list[Rule]:

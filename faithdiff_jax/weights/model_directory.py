@@ -6,7 +6,6 @@ MODEL_DIR/tokenizer*/        as published, one for each text encoder
 """
 
 import contextlib
-import functools
 import hashlib
 import logging
 import math
@@ -17,16 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 import yaml
-from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from faithdiff_jax.config import FaithDiffConfig, from_dict, load_yaml, to_dict
+from faithdiff_jax.config import from_dict, load_yaml, to_dict
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.models.alignment import make_alignment
-from faithdiff_jax.models.clip import TextEncoder
-from faithdiff_jax.models.unet import UNet
-from faithdiff_jax.models.vae import VAE, feature_channels, make_lq_encoder
-from faithdiff_jax.weights.keymap import Params, compare, flatten, unflatten
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import Params, numbered, part_names, part_shapes, unflatten
+from faithdiff_jax.weights.keymap import compare
 
 FORMAT = 1
 CONFIG = "config.yaml"
@@ -38,52 +34,6 @@ CHECKED_BYTES = 2**28
 GROUP_BYTES = 2**30
 
 Spec = tuple[np.dtype, tuple[int, ...]]
-
-
-def part_names(config: FaithDiffConfig) -> tuple[str, ...]:
-    """The parts of a model: unet, alignment, lq_encoder, vae, text_encoder, text_encoder_2."""
-    return ("unet", "alignment", "lq_encoder", "vae", *numbered("text_encoder", len(config.text_encoders)))
-
-
-def numbered(name: str, count: int) -> tuple[str, ...]:
-    """`tokenizer`, `tokenizer_2`, ...: as diffusers numbers folders."""
-    return (name, *(f"{name}_{i}" for i in range(2, count + 1)))
-
-
-def part_shapes(config: FaithDiffConfig, part: str) -> dict[str, tuple[int, ...]]:
-    """Dotted path -> shape of every parameter of a part. Nothing is computed or held.
-
-    Raises:
-        InputError: sizes that do not go together.
-    """
-    return dict(_part_shapes(config, part))
-
-
-@functools.cache
-def _part_shapes(config: FaithDiffConfig, part: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """`part_shapes`, kept: seconds of tracing at full size, asked for by whoever reads, places or checks a part."""
-
-    def build() -> nnx.Module:
-        rngs = nnx.Rngs(0)
-        if part == "unet":
-            return UNet(config.unet, rngs=rngs)
-        if part == "alignment":
-            channels = feature_channels(config.vae, config.lq_features)
-            return make_alignment(config.alignment, channels, config.unet.channels[0], rngs=rngs)
-        if part == "lq_encoder":
-            return make_lq_encoder(config.vae, config.lq_features, rngs=rngs)
-        if part == "vae":
-            return VAE(config.vae, rngs=rngs)
-        names = part_names(config)
-        if part not in names:
-            raise ValueError(f"part is {part!r}: must be one of {', '.join(names)}")
-        return TextEncoder(config.text_encoders[names.index(part) - names.index("text_encoder")], rngs=rngs)
-
-    try:
-        state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
-    except ValueError as error:
-        raise InputError(f"{part}: {error}") from None
-    return tuple((path, leaf.shape) for path, leaf in flatten(state).items())
 
 
 def write_config(model_dir: pathlib.Path, config: FaithDiffConfig, provenance: Mapping[str, Any]) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from faithdiff_jax.data.decode import decode
-from faithdiff_jax.data.degradation import DegradationConfig, degrade
+from faithdiff_jax.data.degradation.degrade import DegradationConfig, degrade
 from faithdiff_jax.data.sources import PAIR_SCALE, Record, check_pair_size
-from faithdiff_jax.text import trim_caption
+from faithdiff_jax.files.captions import trim_caption
 
 UPSCALING = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 

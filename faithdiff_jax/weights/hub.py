@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.weights.sources import TORCH_SUFFIXES
+from faithdiff_jax.weights.tensor_files import TORCH_SUFFIXES
 
 Names = Collection[str]
 """Files of a folder or repository, relative to it, with forward slashes."""

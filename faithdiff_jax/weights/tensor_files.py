@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.weights import safetensors_file
+from faithdiff_jax.weights import safetensors_format
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 INDEX = re.compile(r"\.index(\.\w+)?\.json$")
@@ -26,7 +26,7 @@ INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 MAPPED_BYTES = 2**28
 
 
-_DTYPES_BY_NAME = {dtype.name: dtype for dtype in safetensors_file.DTYPES.values()}
+_DTYPES_BY_NAME = {dtype.name: dtype for dtype in safetensors_format.DTYPES.values()}
 
 
 class TensorSource(abc.ABC):
@@ -70,7 +70,7 @@ class SafetensorsFile(TensorSource):
 
     def __init__(self, path: pathlib.Path):
         self.files = (path,)
-        self._places = safetensors_file.read_header(path)
+        self._places = safetensors_format.read_header(path)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `TensorSource`."""
@@ -82,7 +82,7 @@ class SafetensorsFile(TensorSource):
 
     def get(self, name: str) -> np.ndarray:
         """See `TensorSource`."""
-        return safetensors_file.read_tensor(self.files[0], self._places[name])
+        return safetensors_format.read_tensor(self.files[0], self._places[name])
 
 
 class TorchFile(TensorSource):

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from faithdiff_jax.config import FaithDiffConfig
-from faithdiff_jax.weights import checkpoint, rules
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import part_shapes
+from faithdiff_jax.weights import rules
 from faithdiff_jax.weights.keymap import KeyMap
-from faithdiff_jax.weights.sources import Arrays, Renamed, TensorSource
+from faithdiff_jax.weights.tensor_files import Arrays, Renamed, TensorSource
 
 # The LQ encoder is the VAE's encoder up to here.
 _BEYOND_FEATURES = ("conv_norm_out.", "conv_out.")
@@ -35,7 +36,7 @@ def fresh_part(config: FaithDiffConfig, part: str, vae: Mapping[str, np.ndarray]
     """
     if part not in ("alignment", "lq_encoder"):
         raise ValueError(f"part is {part!r}: must be alignment or lq_encoder, the others are never made anew")
-    shapes = checkpoint.part_shapes(config, part)
+    shapes = part_shapes(config, part)
     if part == "lq_encoder":
         return {path: vae[f"encoder.{path}"] for path in shapes}
     if config.alignment.kind == "add":

@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import ml_dtypes
 import numpy as np
 
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.writing import refuse_existing, whole
 from faithdiff_jax.models.alignment import AlignmentConfig
-from faithdiff_jax.weights import checkpoint
-from faithdiff_jax.weights.convert import FAITHDIFF_PARTS, Track, untracked
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import part_shapes
+from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS, Track, untracked
 from faithdiff_jax.weights.keymap import Entry, KeyMap, compare
-from faithdiff_jax.weights.safetensors_file import write_tensors
-from faithdiff_jax.weights.whole import refuse_existing, whole
+from faithdiff_jax.weights.safetensors_format import write_tensors
 
-Writer = Callable[[pathlib.Path, Mapping[str, checkpoint.Spec], Iterable[tuple[str, np.ndarray]]], None]
+Writer = Callable[[pathlib.Path, Mapping[str, model_directory.Spec], Iterable[tuple[str, np.ndarray]]], None]
 
 
 def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: Track = untracked) -> None:
@@ -34,7 +35,7 @@ def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: T
     """
     output = pathlib.Path(output)
     write = _writer(output)
-    config = checkpoint.read_config(model_dir)
+    config = model_directory.read_config(model_dir)
     for key, value, published in (
         ("alignment.kind", config.alignment.kind, AlignmentConfig.kind),
         ("lq_features", config.lq_features, FaithDiffConfig.lq_features),
@@ -46,11 +47,11 @@ def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: T
     keymaps: dict[str, KeyMap] = {}
     dtypes: dict[str, dict[str, np.dtype]] = {}
     for part, part_rules in FAITHDIFF_PARTS.items():
-        stored = checkpoint.stored(model_dir, part)
-        shapes = checkpoint.part_shapes(config, part)
+        stored = model_directory.stored(model_dir, part)
+        shapes = part_shapes(config, part)
         faults = compare(shapes, {path: shape for path, (_, shape) in stored.items()})
         if faults:
-            raise InputError(f"{model_dir}: params/{part} does not fit {checkpoint.CONFIG}: {'; '.join(faults)}")
+            raise InputError(f"{model_dir}: params/{part} does not fit {model_directory.CONFIG}: {'; '.join(faults)}")
         keymaps[part] = KeyMap(part_rules, shapes)
         dtypes[part] = {path: dtype for path, (dtype, _) in stored.items()}
 
@@ -68,7 +69,7 @@ def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: T
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for part, entries in runs:
-            arrays = checkpoint.load_arrays(model_dir, part, [entry.path for entry in entries])
+            arrays = model_directory.load_arrays(model_dir, part, [entry.path for entry in entries])
             for entry, (_, array) in zip(entries, arrays, strict=True):
                 yield from keymaps[part].write(entry, array)
 
@@ -86,7 +87,7 @@ def _writer(output: pathlib.Path) -> Writer:
     except ImportError:
         raise InputError(f"{output}: a .bin needs PyTorch: pip install 'faithdiff-jax[torch]'") from None
 
-    def write(path: pathlib.Path, specs: Mapping[str, checkpoint.Spec], tensors: Iterable[tuple[str, np.ndarray]]):
+    def write(path: pathlib.Path, specs: Mapping[str, model_directory.Spec], tensors: Iterable[tuple[str, np.ndarray]]):
         state = {}
         for name, array in tensors:
             if array.dtype == ml_dtypes.bfloat16:  # torch does not know NumPy's

@@ -19,17 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from faithdiff_jax import image as images_
-from faithdiff_jax.color import LEVELS, METHODS, MOST_LEVELS, fix_color
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.programs import Programs
-from faithdiff_jax.sampling import SamplingPlan, Text, check_options
+from faithdiff_jax.files import images as images_
+from faithdiff_jax.files.tokenizers import Tokenizers
+from faithdiff_jax.inference.color import LEVELS, METHODS, MOST_LEVELS, fix_color
+from faithdiff_jax.inference.denoise import SamplingPlan, Text, check_options
+from faithdiff_jax.inference.programs import Programs
+from faithdiff_jax.inference.tiling import fade_tiles, latent_grid
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import Params, numbered, part_names, part_shapes
 from faithdiff_jax.sharding import batch_sharding, parameter_sharding
-from faithdiff_jax.text import Tokenizers
-from faithdiff_jax.tiling import fade_tiles, latent_grid
-from faithdiff_jax.weights import checkpoint
-from faithdiff_jax.weights.keymap import Params
+from faithdiff_jax.weights import model_directory
 
 log = logging.getLogger("faithdiff_jax")
 
@@ -98,16 +98,16 @@ class FaithDiff:
             InputError: not a model directory, or one whose parameters do not fit its configuration.
         """
         path = pathlib.Path(path)
-        config = checkpoint.read_config(path)
+        config = model_directory.read_config(path)
         dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
         params = {}
-        for part in checkpoint.part_names(config):
+        for part in part_names(config):
             sharding = None
             if mesh is not None:
-                shapes = checkpoint.part_shapes(config, part)
+                shapes = part_shapes(config, part)
                 sharding = {name: parameter_sharding(mesh, shape) for name, shape in shapes.items()}
-            params[part] = checkpoint.load_params(path, part, config=config, dtype=dtype, sharding=sharding)
-        folders = [path / name for name in checkpoint.numbered("tokenizer", len(config.text_encoders))]
+            params[part] = model_directory.load_params(path, part, config=config, dtype=dtype, sharding=sharding)
+        folders = [path / name for name in numbered("tokenizer", len(config.text_encoders))]
         return cls(config, params, Tokenizers.load(folders), dtype=dtype, mesh=mesh, vae_tile=vae_tile)
 
     def encode_lq(self, images: Array) -> Array:
@@ -131,7 +131,7 @@ class FaithDiff:
         """
         if self._tokenizers is None:
             raise InputError("this model has no tokenizers: load it from a model directory, or pass them in")
-        names = checkpoint.numbered("text_encoder", len(self.config.text_encoders))
+        names = numbered("text_encoder", len(self.config.text_encoders))
         return self.programs.encode_text([self.params[name] for name in names], self._tokenizers(list(captions)))
 
     def predict_noise(

@@ -16,14 +16,15 @@ import ml_dtypes
 import numpy as np
 
 from faithdiff_jax._version import __version__
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.writing import refuse_existing, whole
 from faithdiff_jax.models.alignment import AlignmentConfig
-from faithdiff_jax.weights import architecture, checkpoint, locate, rules
-from faithdiff_jax.weights.initial import initial_alignment, lq_encoder_from_vae
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import numbered, part_names, part_shapes
+from faithdiff_jax.weights import hub, model_directory, published_configs, rules
+from faithdiff_jax.weights.initialisation import initial_alignment, lq_encoder_from_vae
 from faithdiff_jax.weights.keymap import KeyMap, Rule, compare
-from faithdiff_jax.weights.sources import TensorSource, open_tensors, with_current_vae_names, with_text_model_names
-from faithdiff_jax.weights.whole import refuse_existing, whole
+from faithdiff_jax.weights.tensor_files import TensorSource, open_tensors, with_current_vae_names, with_text_model_names
 
 FAITHDIFF_PARTS: dict[str, list[Rule]] = {
     "lq_encoder": [rule.under("denoise_encoder.") for rule in rules.LQ_ENCODER],
@@ -96,21 +97,21 @@ def convert(
     """
     output = pathlib.Path(output)
     refuse_existing(output)
-    folder = locate.local_folder(
+    folder = hub.local_folder(
         sdxl, lambda names: _sdxl_files(names, variant, with_unet=faithdiff is None, with_vae=vae is None)
     )
-    vae_folder = folder if vae is None else locate.local_folder(vae, lambda names: _vae_files(names, variant))
-    vae_folder /= _vae_prefix(locate.file_names(vae_folder))
+    vae_folder = folder if vae is None else hub.local_folder(vae, lambda names: _vae_files(names, variant))
+    vae_folder /= _vae_prefix(hub.file_names(vae_folder))
     encoders = _text_encoders(folder)
-    tokenizers = checkpoint.numbered("tokenizer", len(encoders))
+    tokenizers = numbered("tokenizer", len(encoders))
     _refuse_incomplete(folder, tokenizers)
 
-    files = {"vae": _weights(vae_folder, locate.DIFFUSERS, variant)}
-    files |= {name: _weights(folder / name, locate.TRANSFORMERS, variant) for name in encoders}
+    files = {"vae": _weights(vae_folder, hub.DIFFUSERS, variant)}
+    files |= {name: _weights(folder / name, hub.TRANSFORMERS, variant) for name in encoders}
     if faithdiff is None:
-        files["unet"] = _weights(folder / "unet", locate.DIFFUSERS, variant)
+        files["unet"] = _weights(folder / "unet", hub.DIFFUSERS, variant)
     else:
-        files["faithdiff"] = locate.faithdiff_file(faithdiff, variant)
+        files["faithdiff"] = hub.faithdiff_file(faithdiff, variant)
     if variant is not None and not any(f".{variant}." in file.name for file in files.values()):
         raise InputError(f"variant {variant}: none of the weight files found is of it")
 
@@ -133,34 +134,34 @@ def convert(
         target.mkdir()
         for part in parts:
             arrays = track(part.keymap.read(part.source.get), part.name, len(part.keymap.entries))
-            checkpoint.save_part(target, part.name, arrays)
+            model_directory.save_part(target, part.name, arrays)
         for name in tokenizers:
             shutil.copytree(folder / name, target / name)
-        checkpoint.write_config(target, config, provenance)
+        model_directory.write_config(target, config, provenance)
 
 
-def _sdxl_files(names: locate.Names, variant: str | None, *, with_unet: bool, with_vae: bool) -> list[str]:
+def _sdxl_files(names: hub.Names, variant: str | None, *, with_unet: bool, with_vae: bool) -> list[str]:
     """What is needed of an SDXL repository."""
     encoders = [name for name in TEXT_ENCODERS if f"{name}/config.json" in names]
     configs = ["scheduler/scheduler_config.json", *(f"{name}/config.json" for name in ("unet", "vae", *encoders))]
     wanted = [name for name in names if name in configs or name.startswith(("tokenizer/", "tokenizer_2/"))]
-    folders = dict.fromkeys(encoders, locate.TRANSFORMERS)
-    folders |= {"unet": locate.DIFFUSERS} if with_unet else {}
-    folders |= {"vae": locate.DIFFUSERS} if with_vae else {}
+    folders = dict.fromkeys(encoders, hub.TRANSFORMERS)
+    folders |= {"unet": hub.DIFFUSERS} if with_unet else {}
+    folders |= {"vae": hub.DIFFUSERS} if with_vae else {}
     for folder, stems in folders.items():
-        chosen = locate.choose_weights(names, folder, stems, variant)
-        wanted += locate.with_shards(names, chosen) if chosen else []
+        chosen = hub.choose_weights(names, folder, stems, variant)
+        wanted += hub.with_shards(names, chosen) if chosen else []
     return wanted
 
 
-def _vae_files(names: locate.Names, variant: str | None) -> list[str]:
+def _vae_files(names: hub.Names, variant: str | None) -> list[str]:
     """What is needed of a VAE's repository."""
     prefix = _vae_prefix(names)
-    chosen = locate.choose_weights(names, prefix, locate.DIFFUSERS, variant)
-    return [f"{prefix}/config.json".lstrip("/"), *(locate.with_shards(names, chosen) if chosen else [])]
+    chosen = hub.choose_weights(names, prefix, hub.DIFFUSERS, variant)
+    return [f"{prefix}/config.json".lstrip("/"), *(hub.with_shards(names, chosen) if chosen else [])]
 
 
-def _vae_prefix(names: locate.Names) -> str:
+def _vae_prefix(names: hub.Names) -> str:
     return "vae" if "vae/config.json" in names else ""
 
 
@@ -182,9 +183,9 @@ def _refuse_incomplete(folder: pathlib.Path, tokenizers: Iterable[str]) -> None:
 def _weights(folder: pathlib.Path, stems: tuple[str, str], variant: str | None) -> pathlib.Path:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: has no config.json beside its weights")
-    chosen = locate.choose_weights(locate.file_names(folder), "", stems, variant)
+    chosen = hub.choose_weights(hub.file_names(folder), "", stems, variant)
     if chosen is None:
-        wanted = ", ".join(locate.weight_names(stems, None))
+        wanted = ", ".join(hub.weight_names(stems, None))
         raise InputError(f"{folder}: has no weights (looked for {wanted}, and their fp16 variants)")
     return folder / chosen
 
@@ -194,11 +195,13 @@ def _config(
 ) -> FaithDiffConfig:
     # SDXL conditions on the last layer's input, SD 2.1 with its single encoder on the normalised output.
     output = "penultimate" if len(encoders) > 1 else "final"
-    unet = architecture.unet_config(folder / "unet" / "config.json")
-    vae = architecture.vae_config(vae_folder / "config.json")
-    alignment = AlignmentConfig() if faithdiff is None else architecture.alignment_config(list(faithdiff.shapes()))
-    text = tuple(architecture.text_encoder_config(folder / name / "config.json", output=output) for name in encoders)
-    schedule = architecture.schedule_config(folder / "scheduler" / "scheduler_config.json")
+    unet = published_configs.unet_config(folder / "unet" / "config.json")
+    vae = published_configs.vae_config(vae_folder / "config.json")
+    alignment = AlignmentConfig() if faithdiff is None else published_configs.alignment_config(list(faithdiff.shapes()))
+    text = tuple(
+        published_configs.text_encoder_config(folder / name / "config.json", output=output) for name in encoders
+    )
+    schedule = published_configs.schedule_config(folder / "scheduler" / "scheduler_config.json")
     try:
         return FaithDiffConfig(unet=unet, vae=vae, alignment=alignment, text_encoders=text, schedule=schedule)
     except ValueError as error:
@@ -209,9 +212,9 @@ def _parts(
     config: FaithDiffConfig, sources: dict[str, TensorSource], files: dict[str, pathlib.Path], seed: int
 ) -> list[Part]:
     keymaps = {}
-    for name in checkpoint.part_names(config):
+    for name in part_names(config):
         part_rules = FAITHDIFF_PARTS.get(name) or (rules.VAE if name == "vae" else rules.TEXT_ENCODER)
-        keymaps[name] = KeyMap(part_rules, checkpoint.part_shapes(config, name))
+        keymaps[name] = KeyMap(part_rules, part_shapes(config, name))
 
     def read(name: str, file: str) -> Part:
         return Part(name, keymaps[name], sources[file], str(files[file]))

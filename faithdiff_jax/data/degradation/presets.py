@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from faithdiff_jax.data.degradation_config import (
+from faithdiff_jax.data.degradation.config import (
     BlurConfig,
     DegradationConfig,
     FamilyProbabilities,

@@ -23,9 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.image import save_image
+from faithdiff_jax.files.images import save_image
+from faithdiff_jax.planning.flops import peak_tflops
 from faithdiff_jax.training.config import WatchConfig
-from faithdiff_jax.training.flops import peak_tflops
 
 LOG = "metrics.jsonl"
 BUCKETS, BUCKET = 10, 100

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from faithdiff_jax import sampling
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.diffusion import schedule
-from faithdiff_jax.networks import Networks
+from faithdiff_jax.inference import denoise
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import Networks
 from faithdiff_jax.sharding import batch_constraint
 
 
@@ -27,7 +27,7 @@ class Programs:
         decode: (vae, latents) -> images.
         encode_text: ([text encoders], [token ids]) -> context, pooled.
         predict_noise: ({unet, alignment}, latents, timesteps, features, context, pooled, time_ids) -> noise.
-        sample: ({unet, alignment}, plan, ...) -> latents; see `sampling.sample`.
+        sample: ({unet, alignment}, plan, ...) -> latents; see `denoise.sample`.
     """
 
     def __init__(self, config: FaithDiffConfig, *, dtype: Any = jnp.float32, mesh: Mesh | None = None):
@@ -64,7 +64,7 @@ class Programs:
         def sample(params, plan, features, text, negative, noise, start, step_noise, time_ids, guidance, rescale):
             model = networks.denoiser(params)
             arrays = (features, text, negative, noise, start, step_noise, time_ids, guidance, rescale)
-            return sampling.sample(model, plan, *arrays, constrain)
+            return denoise.sample(model, plan, *arrays, constrain)
 
         self.encode_lq = encode_lq
         self.moments = moments

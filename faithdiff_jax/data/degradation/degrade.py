@@ -15,8 +15,8 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from faithdiff_jax.data import kernels
-from faithdiff_jax.data.degradation_config import (
+from faithdiff_jax.data.degradation import kernels
+from faithdiff_jax.data.degradation.config import (
     BlurConfig,
     DegradationConfig,
     FinalSincConfig,
@@ -24,8 +24,8 @@ from faithdiff_jax.data.degradation_config import (
     NoiseConfig,
     ResizeConfig,
 )
-from faithdiff_jax.data.levels import LEVELS, PUBLISHED
-from faithdiff_jax.data.noise import gaussian_noise, poisson_noise, to_uint8
+from faithdiff_jax.data.degradation.presets import LEVELS, PUBLISHED
+from faithdiff_jax.data.degradation.sensor_noise import gaussian_noise, poisson_noise, to_uint8
 
 __all__ = ["LEVELS", "PUBLISHED", "DegradationConfig", "DegradationParameters", "apply", "degrade", "draw", "stages"]
 

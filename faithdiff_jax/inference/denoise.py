@@ -14,11 +14,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.diffusion import samplers, schedule
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.inference.tiling import Corners, blend_tiles, gather_tiles, gaussian_weights
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.faithdiff import Denoiser
-from faithdiff_jax.tiling import Corners, blend_tiles, gather_tiles, gaussian_weights
 
 SAMPLERS = ("euler", "ddpm")
 

@@ -1,6 +1,6 @@
 """Command that degrades a folder of photographs once, into a fixed paired set: `HR/`, `LR/` and `Caption/`.
 
-python -m faithdiff_jax.data.make_pairs --input photographs --output pairs --level II --seed 0
+python -m faithdiff_jax.data.pairs --input photographs --output pairs --level II --seed 0
 """
 
 import argparse
@@ -14,10 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from faithdiff_jax.cli.command import SOME_FILES_BAD, Parser, run
-from faithdiff_jax.data.degradation import LEVELS, PUBLISHED, DegradationConfig, degrade
+from faithdiff_jax.data.degradation.degrade import LEVELS, PUBLISHED, DegradationConfig, degrade
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.image import list_images, load_image, save_image
-from faithdiff_jax.text import find_caption, read_caption, write_caption
+from faithdiff_jax.files.captions import find_caption, read_caption, write_caption
+from faithdiff_jax.files.images import list_images, load_image, save_image
 
 
 def make_pairs(

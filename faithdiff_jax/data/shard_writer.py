@@ -1,7 +1,7 @@
 """Pack a folder of photographs or pairs into ArrayRecord shards, for many hosts and slow or remote disks.
 
-    python -m faithdiff_jax.data.make_shards --photos FOLDER --output FOLDER
-    python -m faithdiff_jax.data.make_shards --pairs FOLDER --output FOLDER
+    python -m faithdiff_jax.data.shard_writer --photos FOLDER --output FOLDER
+    python -m faithdiff_jax.data.shard_writer --pairs FOLDER --output FOLDER
 
 Files go in as they are. An interrupted run is continued by the same command, and gives the same bytes as one that
 was not.

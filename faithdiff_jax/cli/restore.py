@@ -16,11 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from faithdiff_jax import SMALL_MODEL
-from faithdiff_jax import image as images_
 from faithdiff_jax.cli.command import BAD_INPUT, Parser, run
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.pictures import comparison
-from faithdiff_jax.text import find_caption, read_caption, trim_caption
+from faithdiff_jax.files import images as images_
+from faithdiff_jax.files.captions import find_caption, read_caption, trim_caption
 
 FORMATS = ("png", "jpg", "webp", "tif")
 SEEDS = 2**32
@@ -158,8 +158,8 @@ def _jobs(source: pathlib.Path, folder: pathlib.Path, suffix: str) -> list[tuple
 
 def _check(arguments: argparse.Namespace) -> None:
     """Everything that can be refused before the model is read."""
-    from faithdiff_jax.sampling import check_options
-    from faithdiff_jax.weights.checkpoint import read_config
+    from faithdiff_jax.inference.denoise import check_options
+    from faithdiff_jax.weights.model_directory import read_config
 
     if not 0 <= arguments.seed < SEEDS:
         raise InputError(f"--seed {arguments.seed}: must be between 0 and {SEEDS - 1}")
@@ -189,7 +189,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _load_model(arguments: argparse.Namespace):
     import jax
 
-    from faithdiff_jax.pipeline import FaithDiff
+    from faithdiff_jax.inference.pipeline import FaithDiff
     from faithdiff_jax.sharding import make_mesh
 
     if arguments.cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

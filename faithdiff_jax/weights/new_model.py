@@ -13,16 +13,17 @@ import numpy as np
 from flax import nnx
 
 from faithdiff_jax._version import __version__
-from faithdiff_jax.config import FaithDiffConfig
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.tokenizers import Tokenizers
+from faithdiff_jax.files.writing import refuse_existing, whole
 from faithdiff_jax.models.clip import TextEncoder
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import flatten, numbered, part_names, part_shapes
 from faithdiff_jax.models.unet import UNet
 from faithdiff_jax.models.vae import VAE
-from faithdiff_jax.text import Tokenizers
-from faithdiff_jax.weights import checkpoint
-from faithdiff_jax.weights.initial import fresh_part
-from faithdiff_jax.weights.keymap import compare, flatten
-from faithdiff_jax.weights.whole import refuse_existing, whole
+from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.initialisation import fresh_part
+from faithdiff_jax.weights.keymap import compare
 
 Arrays = dict[str, np.ndarray]
 """Dotted path -> array, for one part."""
@@ -98,21 +99,21 @@ def write_model(
     output = pathlib.Path(output)
     refuse_existing(output)
     check_tokenizers(config, tokenizers_from)
-    parts = checkpoint.part_names(config)
+    parts = part_names(config)
     if set(params) != set(parts):
         raise ValueError(f"params has the parts {', '.join(sorted(params))}: must be {', '.join(sorted(parts))}")
     for part in parts:
         shapes = {path: array.shape for path, array in params[part].items()}
-        faults = compare(checkpoint.part_shapes(config, part), shapes)
+        faults = compare(part_shapes(config, part), shapes)
         if faults:
             raise ValueError(f"{part}: does not fit the architecture: {'; '.join(faults)}")
     with whole(output, sum(array.nbytes for arrays in params.values() for array in arrays.values())) as target:
         target.mkdir()
         for part in parts:
-            checkpoint.save_part(target, part, params[part].items())
+            model_directory.save_part(target, part, params[part].items())
         for folder in _tokenizer_folders(config, tokenizers_from):
             shutil.copytree(folder, target / folder.name)
-        checkpoint.write_config(target, config, {"package": f"faithdiff-jax {__version__}", **provenance})
+        model_directory.write_config(target, config, {"package": f"faithdiff-jax {__version__}", **provenance})
 
 
 def check_tokenizers(config: FaithDiffConfig, folder: pathlib.Path | str) -> None:
@@ -127,11 +128,11 @@ def check_tokenizers(config: FaithDiffConfig, folder: pathlib.Path | str) -> Non
 
 
 def _tokenizer_folders(config: FaithDiffConfig, folder: pathlib.Path | str) -> list[pathlib.Path]:
-    return [pathlib.Path(folder) / name for name in checkpoint.numbered("tokenizer", len(config.text_encoders))]
+    return [pathlib.Path(folder) / name for name in numbered("tokenizer", len(config.text_encoders))]
 
 
 def _text_names(config: FaithDiffConfig) -> tuple[str, ...]:
-    return checkpoint.numbered("text_encoder", len(config.text_encoders))
+    return numbered("text_encoder", len(config.text_encoders))
 
 
 def _parameters(module: nnx.Module) -> Arrays:

@@ -1,0 +1,1 @@
+"""Second-order degradation of photographs: configuration, presets, and the operations."""

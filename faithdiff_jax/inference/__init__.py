@@ -1,0 +1,1 @@
+"""Restoring photographs: options, pipeline, compiled programs, denoising over tiles, colour fixes."""

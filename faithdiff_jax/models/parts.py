@@ -1,0 +1,126 @@
+"""The parts of a model: their names, how each is built and shaped, and how it is run on parameters.
+
+    unet, alignment, lq_encoder, vae, text_encoder, text_encoder_2
+
+Parameters are nested dictionaries of arrays; dotted paths name their leaves.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.alignment import make_alignment
+from faithdiff_jax.models.clip import TextEncoder
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.faithdiff import Denoiser
+from faithdiff_jax.models.unet import UNet
+from faithdiff_jax.models.vae import VAE, FeatureEncoder, feature_channels, make_lq_encoder
+
+Params = dict[Any, Any]
+"""Nested dictionary of arrays, as `nnx.to_pure_dict` gives; the keys of lists are integers."""
+
+
+def part_names(config: FaithDiffConfig) -> tuple[str, ...]:
+    """The parts of a model: unet, alignment, lq_encoder, vae, text_encoder, text_encoder_2."""
+    return ("unet", "alignment", "lq_encoder", "vae", *numbered("text_encoder", len(config.text_encoders)))
+
+
+def numbered(name: str, count: int) -> tuple[str, ...]:
+    """`tokenizer`, `tokenizer_2`, ...: as diffusers numbers folders."""
+    return (name, *(f"{name}_{i}" for i in range(2, count + 1)))
+
+
+def part_shapes(config: FaithDiffConfig, part: str) -> dict[str, tuple[int, ...]]:
+    """Dotted path -> shape of every parameter of a part. Nothing is computed or held.
+
+    Raises:
+        InputError: sizes that do not go together.
+    """
+    return dict(_part_shapes(config, part))
+
+
+@functools.cache
+def _part_shapes(config: FaithDiffConfig, part: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """`part_shapes`, kept: seconds of tracing at full size, asked for by whoever reads, places or checks a part."""
+
+    def build() -> nnx.Module:
+        rngs = nnx.Rngs(0)
+        if part == "unet":
+            return UNet(config.unet, rngs=rngs)
+        if part == "alignment":
+            channels = feature_channels(config.vae, config.lq_features)
+            return make_alignment(config.alignment, channels, config.unet.channels[0], rngs=rngs)
+        if part == "lq_encoder":
+            return make_lq_encoder(config.vae, config.lq_features, rngs=rngs)
+        if part == "vae":
+            return VAE(config.vae, rngs=rngs)
+        names = part_names(config)
+        if part not in names:
+            raise ValueError(f"part is {part!r}: must be one of {', '.join(names)}")
+        return TextEncoder(config.text_encoders[names.index(part) - names.index("text_encoder")], rngs=rngs)
+
+    try:
+        state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
+    except ValueError as error:
+        raise InputError(f"{part}: {error}") from None
+    return tuple((path, leaf.shape) for path, leaf in flatten(state).items())
+
+
+class Networks:
+    """Modules that compute in `dtype` on parameters of any dtype: of the part that a method is named for."""
+
+    def __init__(self, config: FaithDiffConfig, dtype: Any):
+        graph = functools.partial(_graph, dtype=dtype, param_dtype=dtype)
+        self._lq_encoder = graph(make_lq_encoder, config.vae, config.lq_features)
+        self._vae = graph(VAE, config.vae)
+        self._denoiser = graph(Denoiser, config.unet, config.alignment, config.vae, config.lq_features)
+        self._text_encoders = [graph(TextEncoder, encoder) for encoder in config.text_encoders]
+
+    def lq_encoder(self, params: Params) -> FeatureEncoder:
+        """Images to LQ features."""
+        return nnx.merge(self._lq_encoder, params)
+
+    def vae(self, params: Params) -> VAE:
+        """Images to latents and back."""
+        return nnx.merge(self._vae, params)
+
+    def denoiser(self, params: Params) -> Denoiser:
+        """Aligner and UNet, from {"unet": ..., "alignment": ...}."""
+        return nnx.merge(self._denoiser, params)
+
+    def encode_text(self, params: Sequence[Params], token_ids: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Token ids (B, 77), for each text encoder as its parameters -> context (B, 77, D) and pooled (B, P)."""
+        encoders = [nnx.merge(graph, part) for graph, part in zip(self._text_encoders, params, strict=True)]
+        outputs = [encoder(ids) for encoder, ids in zip(encoders, token_ids, strict=True)]
+        return jnp.concatenate([hidden for hidden, _ in outputs], axis=-1), outputs[-1][1]
+
+
+def _graph(module: Callable[..., nnx.Module], *configs, **options) -> nnx.GraphDef:
+    """The structure of a module without its parameters, which no memory is spent on."""
+    return nnx.split(nnx.eval_shape(lambda: module(*configs, rngs=nnx.Rngs(0), **options)))[0]
+
+
+def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
+    """Nested parameters -> {"down_blocks.0.resnets.1.conv1.kernel": leaf}."""
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        path = f"{prefix}{key}"
+        flat |= flatten(value, path + ".") if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> Params:
+    """The inverse of `flatten`: numbers in a path become integer keys again."""
+    params: Params = {}
+    for path, leaf in flat.items():
+        *parents, name = (int(part) if part.isdigit() else part for part in path.split("."))
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return params
