@@ -16,6 +16,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from faithdiff_jax.data.sources import Record
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.writing import write_text
 
 MANIFEST = "shards.json"
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -55,9 +56,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write the manifest into the folder, whole or not at all."""
-        temporary = folder / f".{MANIFEST}.partial"
-        temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        os.replace(temporary, folder / MANIFEST)
+        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":

@@ -1,11 +1,10 @@
 """Captions: read from files, written, trimmed as in training."""
 
 import json
-import os
-import uuid
 from pathlib import Path
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.writing import write_text
 
 CAPTION_SUFFIXES = (".json", ".txt")
 
@@ -70,12 +69,4 @@ def _caption_of(text: str, path: Path) -> str:
 
 def write_caption(path: Path, caption: str) -> None:
     """Write a caption file, whole or not at all, and the folders above it; InputError if that cannot be done."""
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"caption": caption}, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, json.dumps({"caption": caption}, ensure_ascii=False) + "\n")

@@ -2,7 +2,6 @@
 
 import math
 import os
-import uuid
 import warnings
 from dataclasses import dataclass
 from numbers import Real
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.writing import replacing
 
 MIN_SIDE = 2  # a picture one pixel wide has no neighbours to restore from
 MIN_TARGET_SIDE = 8  # one latent pixel
@@ -140,16 +140,13 @@ def save_image(
         raise InputError(f"{path}: is a folder, name a file")
     if not path.parent.is_dir():
         raise InputError(f"{path}: cannot be written, {path.parent} is not a folder")
-    # Hidden and without a picture's suffix, so that a listing of the folder never meets it.
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        with temporary.open("xb") as file:
+        with replacing(path) as temporary, temporary.open("xb") as file:
             image.save(file, format=name, **options)
-        os.replace(temporary, path)
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except ValueError as error:  # Pillow's word for sizes that a format cannot hold
         raise InputError(f"{path}: cannot be written ({_one_line(error)})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
