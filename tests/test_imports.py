@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "faithdiff_jax"
 FREE = {"errors", "_version", ""}  # anyone may import these; "" is the package itself
 
 ALLOWED = {
+    "__main__": {"cli"},
     "config": set(),
     "sharding": set(),
     "files": {"files", "config"},

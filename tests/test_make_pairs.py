@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from faithdiff_jax.data import pairs as command
+from faithdiff_jax.cli import pairs as command
 from faithdiff_jax.data.degradation.degrade import LEVELS, degrade
+from faithdiff_jax.data.pairs import image_generator, make_pairs
 from faithdiff_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +52,7 @@ def test_pairs_are_the_image_and_its_degradation(photographs, tmp_path):
     # 71x94 loses its last row or two on either side of the middle: 68x92 is left.
     high = pixels(output / "HR" / "astronaut.png")
     np.testing.assert_array_equal(high, data.astronaut()[1:69, 1:93])
-    low = degrade(np.ascontiguousarray(high), command.image_generator(5, "astronaut.png"), LEVELS["II"])
+    low = degrade(np.ascontiguousarray(high), image_generator(5, "astronaut.png"), LEVELS["II"])
     np.testing.assert_array_equal(pixels(output / "LR" / "astronaut.png"), low)
     assert low.shape == (17, 23, 3)
     caption = json.loads((output / "Caption" / "astronaut.json").read_text())
@@ -73,9 +74,9 @@ def test_same_seed_same_bytes_whatever_else_is_there(photographs, tmp_path):
 
 def test_generator_depends_on_seed_and_name():
     names = [(0, "a.png"), (1, "a.png"), (0, "b.png"), (0, "a.jpg")]
-    assert len({command.image_generator(seed, name).integers(1 << 62) for seed, name in names}) == 4
+    assert len({image_generator(seed, name).integers(1 << 62) for seed, name in names}) == 4
     expected = np.random.default_rng((3, zlib.crc32(b"\xc3\xa9.png"))).integers(1 << 62)
-    assert command.image_generator(3, "é.png").integers(1 << 62) == expected
+    assert image_generator(3, "é.png").integers(1 << 62) == expected
 
 
 def test_crop_and_captions_elsewhere(photographs, tmp_path):
@@ -147,13 +148,13 @@ def test_faults_are_one_line_and_exit_code_2(photographs, tmp_path, capsys):
 def test_names_that_would_collide_are_refused(photographs, tmp_path):
     images = [photographs / "coffee.jpg", photographs / "coffee.JPG"]
     with pytest.raises(InputError, match=r"coffee\.JPG.*same files"):
-        command.make_pairs(images, tmp_path / "pairs", LEVELS["I"], seed=0)
+        make_pairs(images, tmp_path / "pairs", LEVELS["I"], seed=0)
 
 
 def test_command_runs_as_a_module(photographs, tmp_path):
     flags = ["--input", str(photographs), "--output", str(tmp_path / "pairs"), "--level", "III"]
     result = subprocess.run(
-        [sys.executable, "-m", "faithdiff_jax.data.pairs", *flags], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "faithdiff_jax", "pairs", *flags], cwd=ROOT, capture_output=True, text=True
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     run(photographs, tmp_path / "again", level="III")

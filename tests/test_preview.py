@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from faithdiff_jax.data import preview
+from faithdiff_jax.cli import preview
 from faithdiff_jax.data.degradation.degrade import (
     LEVELS,
     PUBLISHED,
@@ -284,7 +284,7 @@ def test_faults_are_one_line_and_exit_code_2(photographs, tmp_path, capsys):
 def test_command_runs_as_a_module(photographs, tmp_path):
     flags = ["--input", str(photographs), "--output", str(tmp_path / "sheet.png"), "--count", "2", "--crop", "64"]
     result = subprocess.run(
-        [sys.executable, "-m", "faithdiff_jax.data.preview", *flags], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "faithdiff_jax", "preview", *flags], cwd=ROOT, capture_output=True, text=True
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert pixels(tmp_path / "sheet.png").ndim == 3

@@ -9,7 +9,7 @@ import pytest
 from pictures import coordinates, encode, write, write_caption, write_pairs
 from PIL import Image
 
-from faithdiff_jax.data import shard_writer as command
+from faithdiff_jax.cli import shards as command
 from faithdiff_jax.data.decode import decode, header_size
 from faithdiff_jax.data.shard_writer import make_shards
 from faithdiff_jax.data.shards import MANIFEST, Manifest, ShardSource, pack, unpack

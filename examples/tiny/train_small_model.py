@@ -43,7 +43,7 @@ def main() -> None:
         run(HERE / "training_photos.py", "--output", photos)
     model = work / "autoencoder"
     if not model.exists():
-        command = ["-m", "faithdiff_jax.training.autoencoder", "--config", configs / "autoencoder.yaml"]
+        command = ["-m", "faithdiff_jax", "autoencoder", "--config", configs / "autoencoder.yaml"]
         data = ["--data", photos / "train", "--held-out", photos / "held_out"]
         run(*command, *data, "--output", model, *few["autoencoder"])
     recipe = {"recipe": "examples/tiny/train_small_model.py", **provenance(model)}

@@ -1,25 +1,16 @@
-"""A contact sheet of HQ/LQ pairs with what was drawn for each, to see what a degradation does before training with it.
+"""A contact sheet of HQ/LQ pairs with what was drawn for each: what a degradation does, before training with it."""
 
-python -m faithdiff_jax.data.preview --input photographs --output sheet.png --level III --seed 0
-"""
-
-import argparse
 import math
-import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from faithdiff_jax.cli.command import SOME_FILES_BAD, Parser, run
 from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.degradation.degrade import (
-    LEVELS,
-    PUBLISHED,
     Blur,
     DegradationConfig,
     DegradationParameters,
@@ -35,9 +26,7 @@ from faithdiff_jax.data.samples import UPSCALING
 from faithdiff_jax.data.sources import PhotoFolder
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.captions import trim_caption
-from faithdiff_jax.files.images import output_format, save_image
 
-MAX_COUNT = 500
 SHEET_WIDTH = 1700  # pixels that a row of pairs may take, if more than one is in it
 TEXT_SIZE = 14
 LINE = 19  # pixels from one line of text to the next
@@ -158,48 +147,6 @@ def draw_sheet(pairs: Sequence[Pair], heading: str) -> np.ndarray:
     return np.asarray(sheet)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command: 0, 1 if photographs could not be used, 2 for bad input."""
-    parser = Parser("Draw a contact sheet of degraded photographs with their settings and captions.")
-    parser.add_argument("--input", type=Path, metavar="DIR", required=True, help="folder of photographs, at any depth")
-    parser.add_argument("--output", type=Path, metavar="FILE", required=True, help="the sheet, a .png")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--level", choices=["published", *LEVELS], default="published", help="degradation by its name")
-    which.add_argument(
-        "--config", type=Path, metavar="YAML", help="degradation from a file: its keys, or those under `degradation`"
-    )
-    parser.add_argument("--count", type=int, metavar="N", default=12, help=f"of pairs, up to {MAX_COUNT}")
-    parser.add_argument("--crop", type=int, metavar="PIXELS", default=256, help="side of the middle square to show")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
-    parser.add_argument("--captions", type=Path, metavar="DIR", help="captions, if they are not beside the photographs")
-    options = parser.parse_args(arguments)
-    return run(lambda: _run(options))
-
-
-def _run(options: argparse.Namespace) -> int:
-    config = (
-        {**LEVELS, "published": PUBLISHED}[options.level] if options.config is None else read_config(options.config)
-    )
-    if not 1 <= options.count <= MAX_COUNT:
-        raise InputError(f"--count {options.count}: must be from 1 to {MAX_COUNT}")
-    if options.crop < config.scale or options.crop % config.scale:
-        raise InputError(f"--crop {options.crop}: must be a positive multiple of {config.scale}")
-    if options.seed < 0:
-        raise InputError(f"--seed {options.seed}: must be 0 or more")
-    output_format(options.output)
-    source = PhotoFolder(options.input, options.captions)
-    cv2.setNumThreads(0)
-    pairs, faults = sample_pairs(source, config, count=options.count, crop=options.crop, seed=options.seed)
-    heading = (
-        f"degradation {options.config or options.level}, seed {options.seed}, crop {options.crop}; {source.summary}"
-    )
-    save_image(options.output, draw_sheet(pairs, heading))
-    if faults:
-        print(f"{len(faults)} photographs could not be used:", file=sys.stderr)
-        print("\n".join(faults), file=sys.stderr)
-    return SOME_FILES_BAD if faults else 0
-
-
 def read_config(path: Path) -> DegradationConfig:
     """Read a degradation: a YAML file of its keys, or one that has them under `degradation`, there or in `data`.
 
@@ -301,7 +248,3 @@ def _write(
     left, top = corner
     for number, (line, colour) in enumerate(lines):
         pen.text((left, top + number * LINE), line, colour, font)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

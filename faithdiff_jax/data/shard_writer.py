@@ -1,29 +1,20 @@
-"""Pack a folder of photographs or pairs into ArrayRecord shards, for many hosts and slow or remote disks.
+"""A folder of photographs or pairs packed into ArrayRecord shards, for many hosts and slow or remote disks.
 
-    python -m faithdiff_jax.data.shard_writer --photos FOLDER --output FOLDER
-    python -m faithdiff_jax.data.shard_writer --pairs FOLDER --output FOLDER
-
-Files go in as they are. An interrupted run is continued by the same command, and gives the same bytes as one that
-was not.
+Files go in as they are. An interrupted run is continued by the same call, and gives the same bytes as one that was not.
 """
 
 import io
 import os
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from faithdiff_jax.cli.command import Parser, run
 from faithdiff_jax.data.decode import header_size
 from faithdiff_jax.data.shards import MANIFEST, WRITER_OPTIONS, Manifest, Shard, digest, pack
-from faithdiff_jax.data.sources import PairFolder, PhotoFolder, Record, Source, check_pair_size
+from faithdiff_jax.data.sources import Record, Source, check_pair_size
 from faithdiff_jax.errors import InputError
-
-SOME_LEFT_OUT = 1
 
 
 def make_shards(source: Source, kind: str, output: Path, records_per_shard: int = 1000) -> Manifest:
@@ -47,35 +38,6 @@ def make_shards(source: Source, kind: str, output: Path, records_per_shard: int 
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error.strerror})") from error
     return manifest
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command: 0, 1 if records were left out, 2 for bad input."""
-    parser = Parser(__doc__.partition("\n")[0])
-    inputs = parser.add_mutually_exclusive_group(required=True)
-    inputs.add_argument("--photos", type=Path, metavar="FOLDER", help="HQ photographs, at any depth")
-    inputs.add_argument("--pairs", type=Path, metavar="FOLDER", help="HR_crops/ and LR_crops/, or HR/ and LR/")
-    parser.add_argument("--captions", type=Path, metavar="FOLDER", help="captions, if not where the layout has them")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", required=True, help="where the shards go")
-    parser.add_argument("--records-per-shard", type=int, metavar="N", default=1000, help="pictures in a shard")
-    flags = parser.parse_args(arguments)
-
-    def body() -> int:
-        if flags.photos is not None:
-            source: Source = PhotoFolder(flags.photos, flags.captions)
-        else:
-            source = PairFolder(flags.pairs, flags.captions)
-        print(source.summary)
-        manifest = make_shards(
-            source, "pairs" if flags.photos is None else "photos", flags.output, flags.records_per_shard
-        )
-        for line in manifest.left_out:
-            print(f"left out: {line}", file=sys.stderr)
-        records = sum(shard.records for shard in manifest.shards)
-        print(f"{flags.output}: {records:,} records in {len(manifest.shards):,} shards")
-        return SOME_LEFT_OUT if manifest.left_out else 0
-
-    return run(body)
 
 
 def _begun(output: Path, fresh: Manifest) -> Manifest:
@@ -122,7 +84,3 @@ def _checked(record: Record) -> Record:
     for lq in record.lq:
         check_pair_size(hq_size, header_size(io.BytesIO(lq), record.name), record.name)
     return record
-
-
-if __name__ == "__main__":
-    sys.exit(main())

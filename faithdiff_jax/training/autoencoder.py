@@ -1,15 +1,11 @@
 """Train a model's autoencoder from the start: the first stage of a small model that has no published weights.
 
-python -m faithdiff_jax.training.autoencoder --config configs/tiny/autoencoder.yaml --data PHOTOS --output MODEL_DIR
-
 photographs -> random crops -> L1 + edges + KL -> AdamW -> latents' scale -> model directory, all else fresh
 """
 
-import argparse
 import dataclasses
 import functools
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +16,6 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
-from faithdiff_jax.cli.command import Parser, run
 from faithdiff_jax.config import load
 from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.sources import PhotoFolder
@@ -75,27 +70,33 @@ class AutoencoderConfig:
             raise ValueError(f"seed is {self.seed}: must be from 0 to 2^32 - 1")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code, 2 for bad input. Bad flags leave with SystemExit(2)."""
-    parser = Parser("Train an autoencoder and write a model directory whose other parts are fresh.")
-    parser.add_argument("--config", type=pathlib.Path, required=True, help="such as configs/tiny/autoencoder.yaml")
-    parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of photographs to train on")
-    parser.add_argument("--held-out", type=pathlib.Path, help="folder of photographs to judge it by")
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="the model directory to make")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, such as steps=100")
-    args = parser.parse_args(argv)
-    return run(lambda: _main(args))
+def make_model(
+    config_file: pathlib.Path,
+    data: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    held_out: pathlib.Path | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, float]:
+    """Train an autoencoder on the photographs of a folder and write a model directory whose other parts are fresh.
 
+    Args:
+        config_file: YAML of an AutoencoderConfig, changed by `overrides` (`key=value`).
+        held_out: folder of photographs to measure the reconstruction with.
 
-def _main(args: argparse.Namespace) -> None:
-    config = load(AutoencoderConfig, args.config, args.overrides)
-    folder = args.config.parent
+    Returns:
+        The latents' `scaling_factor` and, with `held_out`, the mean `held_out_psnr` in dB.
+
+    Raises:
+        InputError: before the training for what can be found wrong by then.
+    """
+    config = load(AutoencoderConfig, config_file, overrides)
+    folder = config_file.parent
     model = load(FaithDiffConfig, folder / config.model)
-    # What can be found wrong is found before the hour of training.
-    refuse_existing(args.output)
+    refuse_existing(output)
     check_tokenizers(model, folder / config.tokenizers)
-    photographs = load_photographs(args.data, config.crop)
-    held_out = [] if args.held_out is None else load_photographs(args.held_out, model.vae.factor)
+    photographs = load_photographs(data, config.crop)
+    judged = [] if held_out is None else load_photographs(held_out, model.vae.factor)
 
     params = fresh_params(model, config.seed)
     params["vae"] = train(config, model.vae, params["vae"], photographs)
@@ -103,11 +104,11 @@ def _main(args: argparse.Namespace) -> None:
     scale = latent_scale(config, model.vae, params["vae"], photographs)
     model = dataclasses.replace(model, vae=dataclasses.replace(model.vae, scaling_factor=scale))
     figures = {"scaling_factor": scale}
-    if held_out:
-        figures["held_out_psnr"] = round(float(np.mean(reconstruction_psnr(model.vae, params["vae"], held_out))), 2)
+    if judged:
+        figures["held_out_psnr"] = round(float(np.mean(reconstruction_psnr(model.vae, params["vae"], judged))), 2)
     provenance: dict[str, Any] = {"autoencoder": {**dataclasses.asdict(config), **figures}}
-    write_model(model, params, folder / config.tokenizers, args.output, provenance)
-    print(f"wrote {args.output}: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
+    write_model(model, params, folder / config.tokenizers, output, provenance)
+    return figures
 
 
 def load_photographs(folder: pathlib.Path, smallest: int) -> list[np.ndarray]:
@@ -242,7 +243,3 @@ def reconstruction_psnr(
 
 def _graph(vae: VAEConfig) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: VAE(vae, rngs=nnx.Rngs(0))))[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
