@@ -263,7 +263,7 @@ def test_faults_are_one_line_and_exit_code_2(pictures, llava, tmp_path, capsys, 
     others.mkdir()
     Image.fromarray(data.camera()[:64, :64]).save(others / "unlike.png")
     faults = [
-        (lambda: run(tmp_path / "nowhere", output, llava), "nowhere: cannot be listed"),
+        (lambda: run(tmp_path / "nowhere", output, llava), "nowhere: no such folder"),
         (lambda: run(empty, output, llava), "no pictures"),
         (lambda: run(pictures, file, llava), "cannot be made a folder"),
         (lambda: run(pictures, output, llava, "--cleaned", others), "cleaned-up picture for none"),

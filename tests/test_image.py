@@ -10,7 +10,6 @@ from PIL import Image, ImageCms
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.images import (
     crop,
-    list_images,
     load_image,
     output_format,
     pad_to_multiple,
@@ -129,15 +128,6 @@ def test_places_that_cannot_be_written_are_named(tmp_path, photo, mask):
     with pytest.raises(ValueError, match="alpha is"):
         save_image(tmp_path / "a.png", photo, alpha=mask[1:])
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"]
-
-
-def test_a_folder_is_listed_in_order(tmp_path):
-    for name in ("b.PNG", "a.jpg", "c.txt", ".d.png", "e.webp", "f.tiff", "10.jpeg"):
-        (tmp_path / name).touch()
-    (tmp_path / "g.png").mkdir()
-    assert [path.name for path in list_images(tmp_path)] == ["10.jpeg", "a.jpg", "b.PNG", "e.webp", "f.tiff"]
-    with pytest.raises(InputError, match="not a folder"):
-        list_images(tmp_path / "a.jpg")
 
 
 def test_every_level_comes_back():

@@ -125,7 +125,7 @@ def test_faults_are_one_line_and_exit_code_2(photographs, tmp_path, capsys):
     file.write_text("")
     pairs = tmp_path / "pairs"
     faults = [
-        (lambda: run(tmp_path / "nowhere", pairs), "not a folder"),
+        (lambda: run(tmp_path / "nowhere", pairs), "no such folder"),
         (lambda: run(empty, pairs), "holds no images"),
         (lambda: run(photographs, pairs, "--crop", "30"), "--crop 30: must be a positive multiple of 4"),
         (lambda: run(photographs, pairs, "--crop", "0"), "--crop 0"),

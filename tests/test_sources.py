@@ -1,18 +1,21 @@
 """Sources: what is found in folders and shards, and what is refused."""
 
+import contextlib
 import io
 import json
 import os
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import coordinates, encode, write, write_caption, write_pairs
 from PIL import Image
 
 from faithdiff_jax.cli import shards as command
 from faithdiff_jax.data.decode import decode, header_size
 from faithdiff_jax.data.shard_writer import make_shards
-from faithdiff_jax.data.shards import MANIFEST, Manifest, ShardSource, pack, unpack
+from faithdiff_jax.data.shards import FORMAT, MANIFEST, Manifest, ShardSource, pack, unpack
 from faithdiff_jax.data.sources import PairFolder, PhotoFolder, Record
 from faithdiff_jax.errors import InputError
 
@@ -254,19 +257,31 @@ def spoil_shards(folder, fault):
         (folder / MANIFEST).unlink()
     if fault == "broken manifest":
         (folder / MANIFEST).write_text("[]")
-    if fault == "another format":
+    if isinstance(fault, dict):
         manifest = json.loads((folder / MANIFEST).read_text())
-        (folder / MANIFEST).write_text(json.dumps({**manifest, "format": "2"}))
+        (folder / MANIFEST).write_text(json.dumps({**manifest, **fault}))
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
         ("cut short", r"shard-00001-of-00002\.arrayrecord: .* cut short"),
-        ("missing", r"shard-00001-of-00002\.arrayrecord: the shard is missing"),
+        ("missing", r"shard-00001-of-00002\.arrayrecord: no such file"),
         ("no manifest", r"no shards\.json there"),
         ("broken manifest", r"shards\.json: not a manifest"),
-        ("another format", r"its format is '2'"),
+        ({"format": "2"}, r"its format is '2'"),
+        ({"inputs": "many"}, r"shards\.json: .*inputs"),
+        ({"inputs": None}, r"shards\.json: .*inputs"),
+        ({"inputs_per_shard": 0}, r"shards\.json: inputs_per_shard 0: must be at least 1"),
+        ({"inputs_per_shard": -1}, r"shards\.json: inputs_per_shard -1: must be at least 1"),
+        ({"inputs_per_shard": "x"}, r"shards\.json: .*inputs_per_shard"),
+        ({"inputs_per_shard": 3}, r"shards\.json: 2 shards: 3 inputs fill 1"),
+        ({"kind": "songs"}, r"shards\.json: kind 'songs'"),
+        ({"shards": None}, r"shards\.json: shards is None: must be a list"),
+        ({"shards": [{"file": "../other", "records": 1, "captions": 0, "bytes": 9}]}, r"file '\.\./other': must be"),
+        ({"shards": [{"file": "a", "records": -1, "captions": 0, "bytes": 9}]}, r"a: 0 captions, -1 records, 9 bytes"),
+        ({"shards": [{"file": "a", "records": 1, "captions": 0, "bytes": 9}] * 2}, r"shards: two have the same file"),
+        ({"author": "x"}, r"shards\.json: unknown key author"),
     ],
 )
 def test_shards_that_are_refused(tmp_path, fault, message):
@@ -274,6 +289,94 @@ def test_shards_that_are_refused(tmp_path, fault, message):
     spoil_shards(tmp_path / "shards", fault)
     with pytest.raises(InputError, match=message):
         ShardSource(tmp_path / "shards")
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    key=st.sampled_from(["kind", "inputs", "inputs_per_shard", "names", "shards", "left_out", "format", "more"]),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["file", "records", "captions", "bytes", "x"]), inner)
+        ),
+        max_leaves=8,
+    ),
+)
+def test_a_manifest_of_nonsense_is_one_line(key, value, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    content = {"kind": "photos", "inputs": 1, "inputs_per_shard": 1, "names": "", "shards": [], "left_out": []}
+    (folder / MANIFEST).write_text(json.dumps({**content, "format": FORMAT, key: value}))
+    with contextlib.suppress(InputError):
+        Manifest.load(folder)
+    with pytest.raises(InputError) as caught:
+        ShardSource(folder)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.data())
+def test_bytes_of_nonsense_are_no_record(data):
+    packed = bytearray(pack(Record(name="a", hq=b"hq", lq=(b"lq",), caption="c")))
+    for place, value in data.draw(
+        st.lists(st.tuples(st.integers(0, len(packed) - 1), st.integers(0, 255)), max_size=4)
+    ):
+        packed[place] = value
+    with contextlib.suppress(ValueError):
+        assert isinstance(unpack(bytes(packed)), Record)
+
+
+def test_names_that_are_not_utf8_go_through_shards(tmp_path):
+    folder = tmp_path / "photos"
+    name = os.fsdecode(b"caf\xe9.png")
+    write(folder / name, SMALL)
+    (folder / os.fsdecode(b"bad\xe9.png")).write_bytes(b"nothing")
+    manifest = make_shards(PhotoFolder(folder), "photos", tmp_path / "shards")
+    assert [line.isprintable() for line in manifest.left_out] == [True]
+    shards = ShardSource(tmp_path / "shards")
+    assert shards[0].name == f"{shards.name(0)} ({name})"
+    assert Manifest.load(tmp_path / "shards") == manifest
+
+
+@pytest.mark.parametrize("kind", ["photos", "pairs"])
+def test_a_fingerprint_changes_with_names_and_sizes(tmp_path, photos, kind):
+    folder = photos if kind == "photos" else write_pairs(tmp_path / "pairs")
+    picture, caption = ("b.png", "a.json") if kind == "photos" else ("LR_crops/001.png", "Caption/001.json")
+
+    def prints():
+        source = PhotoFolder(folder) if kind == "photos" else PairFolder(folder)
+        make_shards(source, kind, tmp_path / f"shards{len(seen)}")
+        return source.fingerprint(), ShardSource(tmp_path / f"shards{len(seen)}").fingerprint()
+
+    seen: list[tuple[str, str]] = []
+    seen.append(prints())
+    seen.append(prints())
+    assert seen[0] == seen[1]
+    before = (folder / picture).read_bytes()
+    (folder / picture).write_bytes(before + b"\0")
+    seen.append(prints())
+    (folder / picture).write_bytes(before)
+    write_caption(folder / caption, "Another one.")
+    seen.append(prints())
+    for group in zip(*seen, strict=True):
+        assert len(set(group)) == 3
+        assert all(len(text) == 32 for text in group)
+
+
+def test_pipes_and_unreadable_folders(photos, monkeypatch, caplog):
+    os.mkfifo(photos / "pipe.png")
+    assert len(PhotoFolder(photos)) == 3
+    assert [record.message for record in caplog.records] == [f"{photos}/pipe.png: not a regular file, skipped"]
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("er"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"deep/er: cannot be listed .Permission denied."):
+        PhotoFolder(photos)
 
 
 def test_a_damaged_record_is_named_and_its_neighbours_are_read(tmp_path):

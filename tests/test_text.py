@@ -11,7 +11,7 @@ import transformers
 from tiny import END, START, TOKENIZER_VOCAB_SIZE, write_tokenizer
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files.captions import find_caption, read_caption, trim_caption
+from faithdiff_jax.files.captions import CAPTION_LIMIT, find_caption, read_caption, trim_caption
 from faithdiff_jax.files.tokenizers import Tokenizers
 
 LENGTH = 77
@@ -62,8 +62,12 @@ def test_caption_files_are_read(tmp_path):
         ("a.json", b'{"Caption": "x"}', 'no "caption" key'),
         ("a.json", b'{"caption": null}', '"caption" is NoneType, it must be a string'),
         ("a.json", b'{"caption": ["x"]}', '"caption" is list, it must be a string'),
-        ("a.json", b'{"caption": "x \\ud83d"}', '"caption" is not valid Unicode'),
+        ("a.json", b'{"caption": "x \\ud83d"}', "holds 'x \\ud83d', which is not valid Unicode"),
         ("a.json", b'{"caption": "caf\xe9"}', "the caption file is not UTF-8 (byte 16)"),
+        ("a.json", b"[" * 200_000, "nested too deep, at most 64"),
+        ("a.json", b'{"caption": ' + b"1" * 5000 + b"}", "not JSON that can be used (a number of 5,000 digits)"),
+        ("a.json", b'{"caption": "a", "caption": "b"}', "not JSON that can be used (the key 'caption' occurs twice)"),
+        ("a.txt", b"x" * (CAPTION_LIMIT + 1), "too large for a caption file, at most 1,048,576 bytes are read"),
         ("a.txt", b"\xff\xfex", "the caption file is not UTF-8 (byte 0)"),
         ("a.yaml", b"x", "a caption file ends in .json or .txt"),
     ],
@@ -78,10 +82,10 @@ def test_bad_caption_files_are_named(tmp_path, name, content, problem):
 
 
 def test_missing_caption_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.txt: the caption file cannot be read \(No such file or directory\)"):
+    with pytest.raises(InputError, match=r"gone\.txt: no such file"):
         read_caption(tmp_path / "gone.txt")
     (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(InputError, match=r"folder\.txt: the caption file cannot be read"):
+    with pytest.raises(InputError, match=r"folder\.txt: is a folder, name a caption file"):
         read_caption(tmp_path / "folder.txt")
 
 
@@ -94,6 +98,7 @@ def test_captions_are_found_in_order(tmp_path):
     for name in ("cat.v2.png.txt", "cat.v2.png.json", "cat.v2.txt"):
         (tmp_path / name).touch()
         assert find_caption(image, tmp_path) == tmp_path / name
+    assert find_caption(Path("x" * 251 + ".png"), tmp_path) is None  # with .json more than a name may be
     (tmp_path / "cat.v2.json").rmdir()
     (tmp_path / "cat.v2.json").touch()
     assert find_caption(image, tmp_path) == tmp_path / "cat.v2.json"

@@ -11,7 +11,7 @@ from faithdiff_jax.cli.command import SOME_FILES_BAD, Parser, run
 from faithdiff_jax.data.degradation.degrade import LEVELS, PUBLISHED
 from faithdiff_jax.data.pairs import make_pairs
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files.images import list_images
+from faithdiff_jax.files.listing import list_images
 
 
 def main(argv: Sequence[str] | None = None) -> int:

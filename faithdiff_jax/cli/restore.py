@@ -21,6 +21,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.pictures import comparison
 from faithdiff_jax.files import images as images_
 from faithdiff_jax.files.captions import find_caption, read_caption, trim_caption
+from faithdiff_jax.files.listing import PICTURE_SUFFIXES, list_images
 
 FORMATS = ("png", "jpg", "webp", "tif")
 SEEDS = 2**32
@@ -126,7 +127,7 @@ def _restore_one(model, source: pathlib.Path, target: pathlib.Path, arguments: a
 
 def _reference(source: pathlib.Path, shape: tuple[int, ...], folder: str | None) -> np.ndarray | None:
     """The true picture of the same stem, if the folder of references has one."""
-    found = [] if folder is None else [path for path in images_.list_images(folder) if path.stem == source.stem]
+    found = [] if folder is None else [path for path in list_images(folder) if path.stem == source.stem]
     if not found:
         return None
     reference = images_.load_image(found[0]).rgb
@@ -139,9 +140,9 @@ def _reference(source: pathlib.Path, shape: tuple[int, ...], folder: str | None)
 def _jobs(source: pathlib.Path, folder: pathlib.Path, suffix: str) -> list[tuple[pathlib.Path, pathlib.Path]]:
     """(input, output) of every picture; inputs that share a stem keep their suffix in the output's name."""
     if source.is_dir():
-        files = images_.list_images(source)
+        files = list_images(source)
         if not files:
-            known = ", ".join(images_.LISTED_SUFFIXES)
+            known = ", ".join(PICTURE_SUFFIXES)
             raise InputError(f"{source}: holds no pictures (files that end in {known})")
     elif source.exists():
         files = [source]
@@ -168,7 +169,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.references is not None:
         if not arguments.compare:
             raise InputError("--references: is for --compare, which is not given")
-        images_.list_images(arguments.references)
+        list_images(arguments.references)
     if arguments.captions is not None:
         if arguments.caption:
             raise InputError("--caption and --captions: give one of them")

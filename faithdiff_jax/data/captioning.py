@@ -16,12 +16,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from faithdiff_jax.data.sources import list_pictures
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.captions import write_caption
 from faithdiff_jax.files.images import load_image
+from faithdiff_jax.files.listing import PICTURE_SUFFIXES, list_pictures
+from faithdiff_jax.files.reading import printable
 
 MODEL = "llava-hf/llava-1.5-7b-hf"
+LONGEST_NAME = 255  # bytes of a file name, on the usual file systems
 PROMPT = "Describe this image and its style in a very detailed manner."
 LLAVA_TEMPLATE = "USER: {image}\n{prompt} ASSISTANT:"
 
@@ -52,23 +54,28 @@ def plan(pictures: Path, output: Path, cleaned: Path | None = None) -> Plan:
 
     `output` gets the folders of `pictures`, and `cat.json` for `cat.png`. With `cleaned`, the picture of the same path
     and name there, with whatever suffix, is looked at instead; where it is missing, the picture gets no job but a
-    fault: captions of two kinds in one folder could not be told apart. Raises InputError if there are no pictures, if
-    two would get the same file, or if `cleaned` has none of them.
+    fault: captions of two kinds in one folder could not be told apart. Folders that cannot be listed, and pipes and
+    devices with the name of a picture, are faults too, and stop no others.
+
+    Raises:
+        InputError: there are no pictures, two would get the same file, or `cleaned` has none of them.
     """
-    targets = _by_stem(pictures)
-    stand_ins = None if cleaned is None else _by_stem(cleaned)
-    jobs, faults, done = [], [], 0
+    targets, faults = _by_stem(pictures)
+    stand_ins, more = (None, []) if cleaned is None else _by_stem(cleaned)
+    faults += more
+    jobs, done = [], 0
     for stem, picture in targets.items():
         target = output / f"{picture.relative_to(pictures).with_suffix('')}.json"
-        if target.exists():
+        source = picture if stand_ins is None else stand_ins.get(stem)
+        if os.path.exists(target):
             done += 1
-        elif stand_ins is None:
-            jobs.append(Job(picture, target))
-        elif stem in stand_ins:
-            jobs.append(Job(stand_ins[stem], target))
+        elif len(os.fsencode(target.name)) > LONGEST_NAME:
+            faults.append(f"{printable(picture)}: its name is too long for a caption file's, shorten it")
+        elif source is None:
+            faults.append(f"{printable(picture)}: {cleaned} holds no cleaned-up picture of that name")
         else:
-            faults.append(f"{picture}: {cleaned} holds no cleaned-up picture of that name")
-    if faults and not jobs and not done:
+            jobs.append(Job(source, target))
+    if stand_ins is not None and not targets.keys() & stand_ins.keys() and not done:
         raise InputError(f"{cleaned}: holds a cleaned-up picture for none of those in {pictures}")
     return Plan(jobs, done, faults)
 
@@ -177,15 +184,21 @@ class Captioner:
         return [text.strip() for text in self._processor.batch_decode(tokens, skip_special_tokens=True)]
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """Pictures under a folder by their path without suffix; case does not count, as in some file systems."""
+def _by_stem(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Pictures under a folder by their path without suffix, and a line for each entry that is of no use.
+
+    Case does not count, as in some file systems.
+    """
+    listing = list_pictures(folder, deep=True)
+    if not listing.names:
+        raise InputError(f"{folder}: no pictures ({', '.join(PICTURE_SUFFIXES)}) there, at any depth")
     found: dict[str, Path] = {}
-    for name in list_pictures(os.fspath(folder)):
+    for name in listing.names:
         path = folder / name
         other = found.setdefault(name.rpartition(".")[0].casefold(), path)
         if other != path:
             raise InputError(f"{other} and {path}: would be the same caption file, rename one")
-    return found
+    return found, [*listing.unreadable, *listing.skipped]
 
 
 def _batches(jobs: Sequence[Job], size: int, faults: list[str]) -> Iterator[list[tuple[Job, np.ndarray]]]:

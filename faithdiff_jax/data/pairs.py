@@ -1,5 +1,6 @@
 """Photographs degraded once, into a fixed paired set: `HR/`, `LR/` and `Caption/`."""
 
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def make_pairs(
         raise InputError(f"{output}: cannot make the folders of the pairs ({error.strerror})") from error
     faults = []
     for path in tqdm(images, unit="image", disable=None):
-        if (output / "LR" / f"{path.stem}.png").exists():
+        if os.path.exists(output / "LR" / f"{path.stem}.png"):
             continue
         try:
             _make_pair(path, output, config, seed, crop, captions)
@@ -48,7 +49,7 @@ def make_pairs(
 
 def image_generator(seed: int, name: str) -> np.random.Generator:
     """Make an image's own generator from the seed and its file name, so that other images do not change it."""
-    return np.random.default_rng((seed, zlib.crc32(name.encode())))
+    return np.random.default_rng((seed, zlib.crc32(os.fsencode(name))))
 
 
 def crop_middle(image: np.ndarray, scale: int, crop: int | None) -> np.ndarray:

@@ -9,18 +9,23 @@ import json
 import os
 import struct
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from faithdiff_jax.data.sources import Record
+from faithdiff_jax.config import from_dict
+from faithdiff_jax.data.sources import Record, fingerprint
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.reading import read_json, require_file
 from faithdiff_jax.files.writing import write_text
 
 MANIFEST = "shards.json"
 WRITER_OPTIONS = "group_size:1,uncompressed"
-_FORMAT = "faithdiff-jax shards, version 1"
+FORMAT = "faithdiff-jax shards, version 1"
+KINDS = ("photos", "pairs")
+LARGEST_MANIFEST = 1 << 28  # bytes; a shard takes about a hundred
+_MOST = 1 << 62
 _HEADER_LENGTH = struct.Struct("<I")
 
 
@@ -32,6 +37,13 @@ class Shard:
     records: int
     captions: int
     bytes: int
+
+    def __post_init__(self):
+        if not self.file or self.file in (".", "..") or set("/\\\0") & {*self.file}:
+            raise ValueError(f"file {self.file!r}: must be the name of a file beside the manifest")
+        if not 0 <= self.captions <= self.records <= self.bytes <= _MOST:
+            counts = f"{self.captions} captions, {self.records} records, {self.bytes} bytes"
+            raise ValueError(f"{self.file}: {counts}: must be counts, each at least the one before")
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,20 @@ class Manifest:
     names: str
     shards: tuple[Shard, ...] = ()
     left_out: tuple[str, ...] = ()
-    format: str = field(default=_FORMAT)
+    format: str = FORMAT
+    fingerprint: str = ""
+    """That of the inputs when the first shard was begun; "" in manifests from before it was kept."""
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r}: must be one of {', '.join(KINDS)}")
+        for name in ("inputs", "inputs_per_shard"):
+            if not 1 <= getattr(self, name) <= _MOST:
+                raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
+        if len(self.shards) > self.shard_count:
+            raise ValueError(f"{len(self.shards)} shards: {self.inputs} inputs fill {self.shard_count}")
+        if len({shard.file for shard in self.shards}) < len(self.shards):
+            raise ValueError("shards: two have the same file")
 
     @property
     def shard_count(self) -> int:
@@ -60,25 +85,27 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Read a folder's manifest; one that is missing, broken or of another format raises InputError."""
+        """Read a folder's manifest.
+
+        Raises:
+            InputError: it is missing, cannot be read, is of another format, or holds other types or values.
+        """
         path = folder / MANIFEST
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-            manifest = cls(**{**content, "shards": shards, "left_out": tuple(content["left_out"])})
-        except FileNotFoundError as error:
-            raise InputError(f"{folder}: no {MANIFEST} there, so not a folder that make_shards wrote") from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{path}: not a manifest that make_shards wrote") from error
-        if manifest.format != _FORMAT:
-            raise InputError(f"{path}: its format is {manifest.format!r}, this program reads {_FORMAT!r}")
-        return manifest
+        if not os.path.lexists(path):
+            raise InputError(f"{folder}: no {MANIFEST} there, so not a folder of shards")
+        content = read_json(path, LARGEST_MANIFEST)
+        if not isinstance(content, dict) or "format" not in content:
+            raise InputError(f"{path}: not a manifest of shards")
+        if content["format"] != FORMAT:
+            raise InputError(f"{path}: its format is {content['format']!r}, this program reads {FORMAT!r}")
+        return from_dict(cls, content, str(path))
 
 
 class ShardSource:
     """The records of a folder that `make_shards` wrote.
 
-    Raises InputError if the folder is unfinished, or a shard missing or cut short.
+    Raises:
+        InputError: the folder is unfinished, or a shard missing or cut short.
     """
 
     def __init__(self, folder: Path | str):
@@ -90,6 +117,8 @@ class ShardSource:
         for shard in manifest.shards:
             _check_file(root / shard.file, shard.bytes)
         self.folder = os.fspath(folder)
+        self._sizes = [(manifest.fingerprint, 0), (manifest.names, 0)]
+        self._sizes += [(shard.file, shard.bytes) for shard in manifest.shards]
         instructions = [_WholeFile(str(root / shard.file), shard.records) for shard in manifest.shards if shard.records]
         if not instructions:
             raise InputError(f"{folder}: its shards hold no records, all inputs were left out")
@@ -105,7 +134,7 @@ class ShardSource:
     def __getitem__(self, index: int) -> Record:
         try:
             record = unpack(self._records[index])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{self.name(index)}: the shard is damaged ({reason})") from error
         return replace(record, name=f"{self.name(index)} ({record.name})")
@@ -114,12 +143,19 @@ class ShardSource:
         """Give the folder and the record's number; its own name would have to be read."""
         return f"{self.folder}, record {index}"
 
+    def fingerprint(self) -> str:
+        """A digest of the inputs' fingerprint and names, and of the shards' names and sizes."""
+        return fingerprint(self._sizes)
+
 
 def pack(record: Record) -> bytes:
-    """Turn a record into bytes: the length of a JSON header, the header, then the encoded pictures one by one."""
+    """Turn a record into bytes: the length of a JSON header, the header, then the encoded pictures one by one.
+
+    A name that is not UTF-8 keeps its bytes.
+    """
     sizes = [len(record.hq), *map(len, record.lq)]
     header = json.dumps({"name": record.name, "caption": record.caption, "sizes": sizes}, ensure_ascii=False)
-    encoded = header.encode("utf-8")
+    encoded = header.encode("utf-8", "surrogateescape")
     return b"".join((_HEADER_LENGTH.pack(len(encoded)), encoded, record.hq, *record.lq))
 
 
@@ -128,15 +164,20 @@ def unpack(data: bytes) -> Record:
     try:
         (length,) = _HEADER_LENGTH.unpack_from(data)
         place = _HEADER_LENGTH.size + length
-        header = json.loads(data[_HEADER_LENGTH.size : place])
+        header = json.loads(data[_HEADER_LENGTH.size : place].decode("utf-8", "surrogateescape"))
+        name, caption, sizes = header["name"], header["caption"], header["sizes"]
+        if not isinstance(name, str) or not isinstance(caption, str):
+            raise ValueError("a name or caption that is not text")
         pictures = []
-        for size in header["sizes"]:
+        for size in sizes:
+            if size < 0:
+                raise ValueError(f"a picture of {size} bytes")
             pictures.append(data[place : place + size])
             place += size
         if place != len(data):
             raise ValueError(f"{len(data)} bytes, its header counts {place}")
-        return Record(name=header["name"], hq=pictures[0], lq=tuple(pictures[1:]), caption=header["caption"])
-    except (struct.error, KeyError, TypeError, IndexError) as error:
+        return Record(name=name, hq=pictures[0], lq=tuple(pictures[1:]), caption=caption)
+    except (struct.error, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ValueError("not a record") from error
 
 
@@ -159,9 +200,6 @@ class _WholeFile:
 
 
 def _check_file(path: Path, size: int) -> None:
-    try:
-        actual = path.stat().st_size
-    except OSError as error:
-        raise InputError(f"{path}: the shard is missing or cannot be read ({error.strerror})") from error
+    actual = require_file(path, "shard")
     if actual != size:
         raise InputError(f"{path}: {actual:,} bytes, {size:,} were written; the shard is cut short or replaced")

@@ -3,8 +3,10 @@
 A source knows nothing of randomness, crops or tokens; it gives record `index` of `len(source)`, the same each time.
 """
 
+import hashlib
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -12,12 +14,15 @@ from typing import Protocol
 from faithdiff_jax.data.decode import header_size
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.captions import find_caption, read_caption
-from faithdiff_jax.files.images import LISTED_SUFFIXES
+from faithdiff_jax.files.listing import PICTURE_SUFFIXES, list_pictures
+from faithdiff_jax.files.reading import read_bytes
 
 PAIR_SCALE = 4
 HQ_FOLDERS = ("HR_crops", "HR")
 LQ_FOLDERS = ("LR_crops", "LR")
 CAPTION_FOLDER = "Caption"
+LARGEST_FILE = 1 << 30  # bytes of an encoded picture
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,13 @@ class Source(Protocol):
         """Say which file a record is, without reading it."""
         ...
 
+    def fingerprint(self) -> str:
+        """A short text that changes with the names and sizes of the files, without reading them.
+
+        By it a run that is resumed notices that a picture was replaced by another of its name.
+        """
+        ...
+
 
 class PhotoFolder:
     """HQ photographs under a folder, at any depth, whose LQ pictures are made while training.
@@ -63,7 +75,7 @@ class PhotoFolder:
         self.folder = _existing(folder)
         if _first_folder(self.folder, HQ_FOLDERS) and _lq_folders(self.folder):
             raise InputError(f"{folder}: holds HQ and LQ pictures, use it as pairs; its photographs are in a subfolder")
-        self._files = list_pictures(self.folder)
+        self._files = _pictures(self.folder)
         self._captions = _Captions(self.folder, self._files, captions, self.folder)
         self.summary = f"{folder}: {len(self._files):,} photographs, {self._captions.summary}"
 
@@ -77,6 +89,10 @@ class PhotoFolder:
     def name(self, index: int) -> str:
         """Give the photograph's path."""
         return os.path.join(self.folder, self._files[index])
+
+    def fingerprint(self) -> str:
+        """A digest of the names and sizes of photographs and captions."""
+        return fingerprint([*_sizes(self.folder, self._files), *self._captions.sizes()])
 
 
 class PairFolder:
@@ -96,7 +112,7 @@ class PairFolder:
         if not hq_folder or not lq_folders:
             raise InputError(f"{folder}: pairs need {' or '.join(HQ_FOLDERS)}, and {' or '.join(LQ_FOLDERS)}")
         self._hq_folder, self._lq_folders = hq_folder, lq_folders
-        self._hq = list_pictures(hq_folder)
+        self._hq = _pictures(hq_folder)
         self._lq = [_partners(hq_folder, self._hq, lq_folder) for lq_folder in lq_folders]
         _stop_for_any(map(self._size_fault, range(len(self._hq))), folder, "pairs do not fit")
         usual = _first_folder(root, [CAPTION_FOLDER]) or hq_folder
@@ -115,6 +131,13 @@ class PairFolder:
     def name(self, index: int) -> str:
         """Give the HQ picture's path."""
         return os.path.join(self._hq_folder, self._hq[index])
+
+    def fingerprint(self) -> str:
+        """A digest of the names and sizes of HQ pictures, LQ pictures and captions."""
+        sizes = list(_sizes(self._hq_folder, self._hq))
+        for folder, files in zip(self._lq_folders, self._lq, strict=True):
+            sizes += _sizes(folder, files)
+        return fingerprint([*sizes, *self._captions.sizes()])
 
     def _lq_paths(self, index: int) -> list[str]:
         return [os.path.join(folder, files[index]) for folder, files in zip(self._lq_folders, self._lq, strict=True)]
@@ -136,6 +159,14 @@ def check_pair_size(hq: Sequence[int], lq: Sequence[int], name: str) -> None:
         raise InputError(f"{name}: {sizes} (width x height), the HQ picture must be {PAIR_SCALE} times as large")
 
 
+def fingerprint(sizes: Iterable[tuple[str, int]]) -> str:
+    """A digest of names with their sizes, 32 hexadecimal digits; it changes with any of them, or their order."""
+    digest = hashlib.sha256()
+    for name, size in sizes:
+        digest.update(os.fsencode(name) + b"\0%d\n" % size)
+    return digest.hexdigest()[:32]
+
+
 class _Captions:
     """The captions of a list of pictures, found and checked at the start, and read again when they are needed.
 
@@ -154,6 +185,10 @@ class _Captions:
     def __getitem__(self, index: int) -> str:
         file = self._files[index]
         return read_caption(Path(self._folder, file)) if file else ""
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Each caption file's name and size."""
+        return _sizes(self._folder, [file for file in self._files if file])
 
     def _fault(self, index: int) -> str | None:
         try:
@@ -188,33 +223,21 @@ def _lq_folders(root: str) -> list[str]:
     return [path for entry in numbered if os.path.isdir(path := os.path.join(root, entry))]
 
 
-def list_pictures(folder: str) -> list[str]:
-    """List the pictures under a folder: sorted relative paths with "/"; hidden files and folders are left out."""
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot be listed ({error.strerror})") from error
-
-    found = []
-    seen = set()
-    # Data sets are often put together from links to folders; a link that leads back up would never end.
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        place = os.path.realpath(parent)
-        # Sorted, so that of two links to one place the same one is followed on every machine.
-        folders[:] = [] if place in seen else sorted(name for name in folders if not name.startswith("."))
-        if place in seen:
-            continue
-        seen.add(place)
-        relative = os.path.relpath(parent, folder)
-        names = (name for name in files if not name.startswith(".") and name.lower().endswith(LISTED_SUFFIXES))
-        found += [PurePosixPath(relative, name).as_posix() for name in names]
-    if not found:
-        raise InputError(f"{folder}: no pictures ({', '.join(LISTED_SUFFIXES)}) there, at any depth")
-    return sorted(found)
+def _pictures(folder: str) -> list[str]:
+    """List the pictures under a folder, all of which must be listed: a part of a data set is another data set."""
+    listing = list_pictures(folder, deep=True)
+    if listing.unreadable:
+        raise InputError(listing.unreadable[0])
+    for line in listing.skipped:
+        logger.warning("%s", line)
+    if not listing.names:
+        raise InputError(f"{folder}: no pictures ({', '.join(PICTURE_SUFFIXES)}) there, at any depth")
+    return list(listing.names)
 
 
 def _partners(hq_folder: str, hq: Sequence[str], lq_folder: str) -> list[str]:
     """Give the LQ pictures in the order of the HQ pictures."""
-    ours, theirs = _by_stem(hq_folder, hq), _by_stem(lq_folder, list_pictures(lq_folder))
+    ours, theirs = _by_stem(hq_folder, hq), _by_stem(lq_folder, _pictures(lq_folder))
     for here, there, there_folder in ((ours, theirs, lq_folder), (theirs, ours, hq_folder)):
         alone = sorted(here[stem] for stem in here.keys() - there.keys())
         if alone:
@@ -232,6 +255,15 @@ def _by_stem(folder: str, files: Sequence[str]) -> dict[str, str]:
     return stems
 
 
+def _sizes(folder: str, files: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Each file's name and size, -1 for one that is gone: what that means is for the reader of its record to say."""
+    for file in files:
+        try:
+            yield file, os.stat(os.path.join(folder, file)).st_size
+        except OSError:
+            yield file, -1
+
+
 def _stop_for_any(faults: Iterable[str | None], folder: Path | str, what: str) -> None:
     """Raise one InputError for all faults, with their number and the first of them."""
     found = [fault for fault in faults if fault is not None]
@@ -240,8 +272,4 @@ def _stop_for_any(faults: Iterable[str | None], folder: Path | str, what: str) -
 
 
 def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return read_bytes(path, LARGEST_FILE, "picture")

@@ -1,12 +1,16 @@
 """Captions: read from files, written, trimmed as in training."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.reading import parse_json, read_text
 from faithdiff_jax.files.writing import write_text
 
 CAPTION_SUFFIXES = (".json", ".txt")
+CAPTION_LIMIT = 1 << 20  # bytes; the text encoders read about 300
 
 
 def trim_caption(text: str) -> str:
@@ -30,40 +34,30 @@ def find_caption(image_path: Path, folder: Path) -> Path | None:
     """Find an image's caption file in `folder`, or None: for cat.png cat.json, cat.txt, cat.png.json, cat.png.txt."""
     names = (image_path.stem + suffix for suffix in CAPTION_SUFFIXES)
     long_names = (image_path.name + suffix for suffix in CAPTION_SUFFIXES)
-    return next((folder / name for name in (*names, *long_names) if (folder / name).is_file()), None)
+    # os.path's question: that of Path raises for a name too long, as a picture's with one more suffix can be.
+    return next((folder / name for name in (*names, *long_names) if os.path.isfile(folder / name)), None)
 
 
 def read_caption(path: Path) -> str:
     """Read a caption: the "caption" of a `.json` file, or the whole of a `.txt` file, without outer white space.
 
-    Anything else in the file, or no such file, raises InputError naming the file and what is wrong with it.
+    Raises:
+        InputError: no such file, a file over `CAPTION_LIMIT` bytes, or anything else in it.
     """
-    if path.suffix.lower() not in CAPTION_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in CAPTION_SUFFIXES:
         raise InputError(f"{path}: a caption file ends in {' or '.join(CAPTION_SUFFIXES)}")
-    try:
-        # "-sig" drops the byte order mark some editors write, which would otherwise become part of the caption.
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: the caption file is not UTF-8 (byte {error.start})") from error
-    except OSError as error:
-        raise InputError(f"{path}: the caption file cannot be read ({error.strerror})") from error
-    return (_caption_of(text, path) if path.suffix.lower() == ".json" else text).strip()
+    text = read_text(path, CAPTION_LIMIT, "caption file")
+    return (_caption_of(parse_json(text, path), path) if suffix == ".json" else text).strip()
 
 
-def _caption_of(text: str, path: Path) -> str:
-    """Take the caption out of a JSON file's text."""
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from error
+def _caption_of(content: Any, path: Path) -> str:
+    """Take the caption out of a JSON file's content."""
     if not isinstance(content, dict) or "caption" not in content:
         raise InputError(f'{path}: no "caption" key; a caption file is {{"caption": "..."}}')
     caption = content["caption"]
     if not isinstance(caption, str):
         raise InputError(f'{path}: "caption" is {type(caption).__name__}, it must be a string')
-    # JSON can spell half of a character ("\ud83d" alone), which no tokenizer takes.
-    if any("\ud800" <= letter <= "\udfff" for letter in caption):
-        raise InputError(f'{path}: "caption" is not valid Unicode (an unpaired surrogate)')
     return caption
 
 

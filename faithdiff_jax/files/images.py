@@ -17,7 +17,6 @@ MIN_SIDE = 2  # a picture one pixel wide has no neighbours to restore from
 MIN_TARGET_SIDE = 8  # one latent pixel
 MAX_PIXELS = 2**27  # 134 million, of a file that is read: larger headers are taken for decompression bombs
 MAX_TARGET_PIXELS = 2**30  # of an upscaled picture: 3 GB of bytes, 12 GB as float32
-LISTED_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 _FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
@@ -147,21 +146,6 @@ def save_image(
         raise
     except ValueError as error:  # Pillow's word for sizes that a format cannot hold
         raise InputError(f"{path}: cannot be written ({_one_line(error)})") from error
-
-
-def list_images(folder: str | os.PathLike) -> list[Path]:
-    """Sorted picture files of a folder, by `LISTED_SUFFIXES` in any case; hidden files and subfolders are skipped.
-
-    Raises InputError if `folder` is not a folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: not a folder")
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in LISTED_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
