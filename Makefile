@@ -8,7 +8,7 @@ TORCH ?=
 MODEL ?=
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs dist clean
 
 demo: $(VENV)/installed
 	$(BIN)/python infer.py --input examples --output restored --overwrite --compare --references examples/originals \
@@ -26,6 +26,19 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy faithdiff_jax
 
+# The site, in build/docs/index.html: every page with code cells is run, and a warning is an error.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+# What a release uploads, in dist/: the source and the wheel, checked, and the wheel tried in an environment of its own.
+dist: $(VENV)/installed-dist
+	rm -rf dist build/lib build/wheel
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install -q dist/*.whl
+	cd build && wheel/bin/faithdiff restore --input ../examples/camera.png --output wheel/restored --steps 1
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -39,5 +52,13 @@ $(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install -q -e ".[test]"
 	touch $(VENV)/installed $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install -q -e ".[docs]"
+	touch $@
+
+$(VENV)/installed-dist: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install -q build twine
+	touch $@
+
 clean:
-	rm -rf $(VENV) restored build *.egg-info
+	rm -rf $(VENV) restored build dist *.egg-info

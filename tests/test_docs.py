@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from converted import published_and_converted
+from flax import nnx
 from parity import assert_parity
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCED = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```(?P<language>[^\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+PYTHON = ("python", "{code-cell} ipython3")
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 
 
@@ -22,7 +23,7 @@ def python_blocks(page: pathlib.Path) -> list[tuple[int, str]]:
     return [
         (text.count("\n", 0, match.start("body")) + 1, match["body"])
         for match in FENCED.finditer(text)
-        if match["language"] == "python"
+        if match["language"] in PYTHON
     ]
 
 
@@ -37,7 +38,7 @@ def run_blocks(page: pathlib.Path, namespace: dict) -> None:
 
 
 def test_parts_run():
-    n = {"MODEL_DIR": published_and_converted()[1], "__name__": "parts"}
+    n = {"__name__": "parts"}
     run_blocks(ROOT / "docs" / "parts.md", n)
 
     # UNet, as a module and as a function
@@ -70,7 +71,8 @@ def test_parts_run():
     assert_parity(n["sharded_prediction"], n["predicted"])
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(n["sharded_params"]))
     assert n["own_params"]["conv_in"]["kernel"].sharding.spec[-1] == "model"
-    for made, before in zip(jax.tree.leaves(n["made_in_place"]), jax.tree.leaves(n["params"]), strict=True):
+    aligner = nnx.to_pure_dict(nnx.state(n["aligner"]))
+    for made, before in zip(jax.tree.leaves(n["made_in_place"]), jax.tree.leaves(aligner), strict=True):
         np.testing.assert_allclose(made, before, rtol=1e-5, atol=1e-6)
     assert jax.tree.map(lambda leaf: leaf.sharding, n["made_in_place"]) == n["layout"]
 

@@ -1,0 +1,41 @@
+"""How `make docs` builds the site; every page is Markdown, and those with code cells are run."""
+
+import pathlib
+import sys
+
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE / "_extensions"), str(HERE.parent)]
+
+from faithdiff_jax import __version__  # noqa: E402
+
+project = "faithdiff-jax"
+author = "the faithdiff-jax authors"
+release = version = __version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "from_code"]
+exclude_patterns = ["_build", "_extensions"]
+
+# Markdown: headings are link targets, as on GitHub.
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence", "deflist"]
+
+# Code cells: run at each build, and one that fails ends it.
+nb_execution_mode = "force"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+# API pages: in the order of the source, with the signatures as they are written there.
+default_role = "literal"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_preserve_defaults = True
+autodoc_typehints = "signature"
+maximum_signature_line_length = 90
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+napoleon_use_rtype = False
+
+html_theme = "sphinx_book_theme"
+html_title = "faithdiff-jax"
+html_theme_options = {"show_navbar_depth": 1, "home_page_in_toc": True}
