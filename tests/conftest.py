@@ -1,6 +1,7 @@
-"""What every test file shares: float32 means float32, and a fixed seed."""
+"""What every test file shares: float32 means float32, a fixed seed, and array shapes that are checked."""
 
 import os
+from collections.abc import Iterator
 
 from devices import simulated
 
@@ -9,11 +10,16 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Before the package is imported: from here on its functions that state an array's shape refuse what does not have it.
+# Commands that a test starts run without, as users' do.
+jaxtyping.install_import_hook("faithdiff_jax", "typechecking.checked")
 
 
 # A worker that took one of these last would keep the others waiting for minutes.
@@ -28,3 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the checks on shapes, for tests of what our own messages say to a wrong type or shape."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
