@@ -18,9 +18,10 @@ import published_sdxl
 
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_shapes
-from faithdiff_jax.weights import model_directory, rules
+from faithdiff_jax.weights import rules
 from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
 from faithdiff_jax.weights.keymap import KeyMap
+from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.safetensors_format import read_header, write_tensors
 from faithdiff_jax.weights.tensor_files import TensorSource, open_tensors
 
@@ -62,7 +63,7 @@ def measure(folder: Path, dtype: np.dtype, suffix: str) -> None:
     count = 0
     for part, keymap in keymaps.items():
         given = sources[files[part]]
-        arrays = model_directory.load_arrays(model, part, [entry.path for entry in keymap.entries])
+        arrays = ModelDirectory.open(model).arrays(part, [entry.path for entry in keymap.entries])
         for entry, (_, array) in zip(keymap.entries, arrays, strict=True):
             for name, tensor in keymap.write(entry, array):
                 require_same(name, given, tensor)

@@ -7,7 +7,13 @@ import tempfile
 from published import PublishedModels, write_published
 
 from faithdiff_jax.inference.pipeline import FaithDiff
-from faithdiff_jax.weights.from_torch import convert
+from faithdiff_jax.weights.from_torch import Published, Track, convert, untracked
+
+
+def convert_files(output: pathlib.Path, *, track: Track = untracked, **published: object) -> None:
+    """`convert` of what `Published` names."""
+    paths = {name: str(value) if isinstance(value, pathlib.Path) else value for name, value in published.items()}
+    convert(Published(**paths), output, track=track)
 
 
 @functools.cache
@@ -15,7 +21,7 @@ def published_and_converted(*, sd21: bool = False) -> tuple[PublishedModels, pat
     """The torch modules, and the model directory that the converter made of their files."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="faithdiff-test-"))
     models = write_published(folder, sd21=sd21)
-    convert(sdxl=str(models.sdxl), vae=str(models.vae_folder), faithdiff=str(models.faithdiff), output=folder / "model")
+    convert_files(folder / "model", sdxl=models.sdxl, vae=models.vae_folder, faithdiff=models.faithdiff)
     return models, folder / "model"
 
 

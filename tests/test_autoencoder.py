@@ -22,7 +22,7 @@ from faithdiff_jax.models.parts import flatten, unflatten
 from faithdiff_jax.models.vae import VAE, VAEConfig
 from faithdiff_jax.training import autoencoder
 from faithdiff_jax.training.autoencoder import AutoencoderConfig
-from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.new_model import fresh_params
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "tiny"
@@ -193,15 +193,15 @@ def command(folder: Path, *more: str) -> list[str]:
 def test_the_command_writes_a_model(workplace, capsys):
     held_out = "--held-out", str(workplace / "photos")
     assert command_main(command(workplace, *held_out, "steps=6", "warmup=1")) == 0
-    config = model_directory.read_config(workplace / "model")
+    config = ModelDirectory.open(workplace / "model").config
     assert config.vae.scaling_factor != CONFIG.vae.scaling_factor
     assert config.unet == CONFIG.unet
-    vae = flatten(model_directory.load_params(workplace / "model", "vae"))
+    vae = flatten(ModelDirectory.open(workplace / "model").load("vae"))
     initial = fresh_params(CONFIG, RUN.seed)
     assert not np.array_equal(vae["encoder.conv_in.kernel"], initial["vae"]["encoder.conv_in.kernel"])
-    for path, array in flatten(model_directory.load_params(workplace / "model", "lq_encoder")).items():
+    for path, array in flatten(ModelDirectory.open(workplace / "model").load("lq_encoder")).items():
         assert np.array_equal(array, vae[f"encoder.{path}"])
-    for path, array in flatten(model_directory.load_params(workplace / "model", "unet")).items():
+    for path, array in flatten(ModelDirectory.open(workplace / "model").load("unet")).items():
         assert np.array_equal(array, initial["unet"][path])
     provenance = yaml.safe_load((workplace / "model" / "config.yaml").read_text())["provenance"]
     assert provenance["autoencoder"]["steps"] == 6

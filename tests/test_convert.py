@@ -8,14 +8,15 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from converted import convert_files
 from published import VAE_CHANNELS, PublishedModels, write_published
 
 from faithdiff_jax.cli.convert import main
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.parts import numbered, part_shapes
-from faithdiff_jax.weights import model_directory, rules
-from faithdiff_jax.weights.from_torch import convert
+from faithdiff_jax.weights import rules
 from faithdiff_jax.weights.keymap import KeyMap
+from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.to_torch import to_torch
 
 
@@ -26,8 +27,8 @@ def flags(models: PublishedModels) -> dict[str, str]:
 
 def published_part(model_dir, part: str, part_rules) -> dict[str, np.ndarray]:
     """A part of a model directory under its published names."""
-    keymap = KeyMap(part_rules, part_shapes(model_directory.read_config(model_dir), part))
-    arrays = dict(model_directory.load_arrays(model_dir, part, [entry.path for entry in keymap.entries]))
+    keymap = KeyMap(part_rules, part_shapes(ModelDirectory.open(model_dir).config, part))
+    arrays = dict(ModelDirectory.open(model_dir).arrays(part, [entry.path for entry in keymap.entries]))
     return {name: array for entry in keymap.entries for name, array in keymap.write(entry, arrays[entry.path])}
 
 
@@ -61,7 +62,7 @@ def models(tmp_path_factory) -> PublishedModels:
 @pytest.fixture(scope="module")
 def converted(models, tmp_path_factory):
     output = tmp_path_factory.mktemp("converted") / "model"
-    convert(**flags(models), output=output)
+    convert_files(**flags(models), output=output)
     return output
 
 
@@ -82,7 +83,7 @@ def assert_refused(paths: dict, message: str) -> str:
     output = paths["output"]
     before = sorted(output.parent.rglob("*"))
     with pytest.raises(InputError, match=message) as caught:
-        convert(**{name: path if name == "output" else str(path) for name, path in paths.items()})
+        convert_files(**paths)
     assert sorted(output.parent.rglob("*")) == before
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -105,7 +106,7 @@ LOADERS = {"safetensors": safetensors.torch.load_file, "bin": torch.load}
 def test_there_and_back(tmp_path, suffix, case):
     models = write_published(tmp_path, seed=3, **case)
     model_dir = tmp_path / "model"
-    convert(**flags(models), output=model_dir)
+    convert_files(**flags(models), output=model_dir)
     to_torch(model_dir, tmp_path / f"back.{suffix}")
     assert_same(LOADERS[suffix](tmp_path / f"back.{suffix}"), models.faithdiff_state())
     assert_same(published_part(model_dir, "vae", rules.VAE), models.vae.state_dict())
@@ -120,14 +121,14 @@ def test_mixed_dtypes_there_and_back(models, tree):
     state = {name: tensor.half() if "norm" not in name else tensor for name, tensor in state.items()}
     tree["faithdiff"] = tree["faithdiff"].with_suffix(".safetensors")
     safetensors.torch.save_file(state, tree["faithdiff"])
-    convert(**tree)
+    convert_files(**tree)
     back = tree["output"].with_suffix(".safetensors")
     to_torch(tree["output"], back)
     assert_same(safetensors.torch.load_file(back), state)
 
 
 def test_architecture_and_provenance(models, converted):
-    config = model_directory.read_config(converted)
+    config = ModelDirectory.open(converted).config
     assert config.unet.channels == (16, 16, 32)
     assert config.unet.transformer_depth == (0, 2, 3)
     assert config.unet.heads == (1, 2, 4)
@@ -152,14 +153,14 @@ def test_architecture_and_provenance(models, converted):
 
 def test_sd21_takes_the_final_states(tmp_path):
     models = write_published(tmp_path, sd21=True)
-    convert(sdxl=str(models.sdxl), output=tmp_path / "model")
-    config = model_directory.read_config(tmp_path / "model")
+    convert_files(sdxl=str(models.sdxl), output=tmp_path / "model")
+    config = ModelDirectory.open(tmp_path / "model").config
     assert [encoder.output for encoder in config.text_encoders] == ["final"]
     assert (config.unet.pooled_dim, config.unet.transformer_depth) == (None, (1, 1, 1, 0))
 
 
 def test_without_faithdiff_a_model_ready_for_training(models, tmp_path):
-    convert(sdxl=str(models.sdxl), output=tmp_path / "model", seed=5)
+    convert_files(sdxl=str(models.sdxl), output=tmp_path / "model", seed=5)
     to_torch(tmp_path / "model", tmp_path / "start.safetensors")
     state = safetensors.torch.load_file(tmp_path / "start.safetensors")
     wanted = models.faithdiff_state()
@@ -190,7 +191,7 @@ def test_without_faithdiff_a_model_ready_for_training(models, tmp_path):
             assert found.min() < 0 < found.max()
 
     for name, seed in (("same", 5), ("other", 6)):
-        convert(sdxl=str(models.sdxl), output=tmp_path / name, seed=seed)
+        convert_files(sdxl=str(models.sdxl), output=tmp_path / name, seed=seed)
         to_torch(tmp_path / name, tmp_path / f"{name}.safetensors")
     assert (tmp_path / "same.safetensors").read_bytes() == (tmp_path / "start.safetensors").read_bytes()
     other = safetensors.torch.load_file(tmp_path / "other.safetensors")
@@ -209,11 +210,11 @@ def test_vae_under_vae_and_full_precision_first(models, tmp_path, tree):
     weights = pipeline / "vae" / "diffusion_pytorch_model.fp16.safetensors"
     halves = {name: tensor.half() for name, tensor in safetensors.torch.load_file(weights).items()}
     safetensors.torch.save_file(halves, weights)
-    convert(**tree | {"vae": str(pipeline)})
-    assert model_directory.stored(tree["output"], "vae")["quant_conv.bias"][0] == np.float32
-    convert(**tree | {"vae": str(pipeline), "variant": "fp16", "output": tmp_path / "half"})
-    assert model_directory.stored(tmp_path / "half", "vae")["quant_conv.bias"][0] == np.float16
-    assert model_directory.stored(tmp_path / "half", "unet")["conv_in.bias"][0] == np.float32
+    convert_files(**tree | {"vae": str(pipeline)})
+    assert ModelDirectory.open(tree["output"]).specs("vae")["quant_conv.bias"][0] == np.float32
+    convert_files(**tree | {"vae": str(pipeline), "variant": "fp16", "output": tmp_path / "half"})
+    assert ModelDirectory.open(tmp_path / "half").specs("vae")["quant_conv.bias"][0] == np.float16
+    assert ModelDirectory.open(tmp_path / "half").specs("unet")["conv_in.bias"][0] == np.float32
 
 
 def test_every_fault_of_every_file_in_one_error(models, tree):
@@ -319,8 +320,8 @@ def test_two_weight_files_to_choose_from(tree):
 
 def test_an_empty_folder_as_output(tree):
     tree["output"].mkdir()
-    convert(**tree)
-    assert model_directory.read_config(tree["output"]).unet.context_dim == 40
+    convert_files(**tree)
+    assert ModelDirectory.open(tree["output"]).config.unet.context_dim == 40
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), RuntimeError])
@@ -333,7 +334,7 @@ def test_nothing_is_left_of_an_interrupted_conversion(tree, error):
 
     before = sorted(tree["output"].parent.rglob("*"))
     with pytest.raises(InputError if isinstance(error, OSError) else error):
-        convert(**tree, track=track)
+        convert_files(**tree, track=track)
     assert sorted(tree["output"].parent.rglob("*")) == before
 
 
@@ -366,10 +367,10 @@ def test_back_from_a_bad_model(converted, tmp_path):
     data = yaml.safe_load((model / "config.yaml").read_text(encoding="utf-8"))
     data["model"]["alignment"]["layers"] = 3
     (model / "config.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
-    with pytest.raises(InputError, match=r"params/alignment does not fit config\.yaml: missing blocks\.2\."):
+    with pytest.raises(InputError, match=r"alignment\.safetensors does not fit config\.yaml: missing blocks\.2\."):
         to_torch(model, tmp_path / "back.safetensors")
-    next(model.glob("params/unet/state/d/*")).unlink()
-    with pytest.raises(InputError, match=r"model: incomplete, params/unet has \d+ of \d+ bytes"):
+    (model / "unet.safetensors").write_bytes(b"short")
+    with pytest.raises(InputError, match=r"model: incomplete or altered: unet\.safetensors has 5 of \d+ bytes"):
         to_torch(model, tmp_path / "back.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -386,8 +387,8 @@ def test_command(models, tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "the following arguments are required: --output"),
-        (["--output=m"], "one of --sdxl and --to-torch is needed"),
-        (["--output=m", "--to-torch=a", "--seed=0"], "--to-torch takes --output only, not --seed"),
+        (["--output=m"], "one of --sdxl, --run, --to-torch, --upgrade is needed"),
+        (["--output=m", "--to-torch=a", "--seed=0"], "--seed goes with --sdxl only"),
         (["--output=m", "--sdxl=s", "--seed=-1"], "'-1': must be a whole number, 0 or more"),
         (["--output=m", "--sdx=s"], "unrecognized arguments: --sdx=s"),
         (["--output=m", "--sdxl=no such"], "no such: no such folder"),

@@ -18,7 +18,8 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import flatten, part_names, part_shapes
 from faithdiff_jax.models.unet import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
-from faithdiff_jax.weights import model_directory, new_model
+from faithdiff_jax.weights import new_model, safetensors_format
+from faithdiff_jax.weights.model_directory import ModelDirectory
 
 REPOSITORY = Path(__file__).parent.parent
 END = tiny.TOKENIZER_VOCAB_SIZE - 1
@@ -59,14 +60,14 @@ def params():
 @pytest.fixture(scope="module")
 def model(tokenizers, tmp_path_factory):
     output = tmp_path_factory.mktemp("fresh") / "model"
-    new_model.fresh_model(CONFIG, tokenizers, output, seed=3)
+    new_model.write_model(CONFIG, new_model.fresh_params(CONFIG, seed=3), tokenizers, output, {"seed": 3})
     return output
 
 
 def test_a_fresh_model_is_whole(model, params):
-    assert model_directory.read_config(model) == CONFIG
+    assert ModelDirectory.open(model).config == CONFIG
     for part in part_names(CONFIG):
-        stored = flatten(model_directory.load_params(model, part))
+        stored = flatten(ModelDirectory.open(model).load(part))
         assert stored.keys() == params[part].keys()
         for path, array in params[part].items():
             assert array.dtype == np.float32
@@ -132,20 +133,20 @@ def test_the_seed_decides(params):
         assert not np.array_equal(params[part][path], other[part][path]), part
 
 
-def test_an_existing_output_is_left_alone(tokenizers, tmp_path):
+def test_an_existing_output_is_left_alone(params, tokenizers, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine").write_text("mine")
     with pytest.raises(InputError, match="exists already"):
-        new_model.fresh_model(CONFIG, tokenizers, tmp_path / "model", seed=0)
+        new_model.write_model(CONFIG, params, tokenizers, tmp_path / "model", {})
     assert (tmp_path / "model" / "mine").read_text() == "mine"
 
 
 def test_a_failure_leaves_nothing(params, tokenizers, tmp_path, monkeypatch):
-    def full_disk(folder, part, arrays):
-        (folder / "params").mkdir(exist_ok=True)
+    def full_disk(path, specs, arrays):
+        path.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model_directory, "save_part", full_disk)
+    monkeypatch.setattr(safetensors_format, "write_tensors", full_disk)
     with pytest.raises(InputError, match=r"model: cannot be written \(No space left on device\)"):
         new_model.write_model(CONFIG, params, tokenizers, tmp_path / "model", {})
     assert list(tmp_path.iterdir()) == []
@@ -155,9 +156,9 @@ def test_tokenizers_that_do_not_fit(tokenizers, tmp_path):
     larger = dataclasses.replace(TEXT, vocab_size=END + 10, end_token=END + 9)
     config = dataclasses.replace(CONFIG, text_encoders=(TEXT, larger))
     with pytest.raises(InputError, match=f"tokenizer_2: .* vocab_size, {END + 10}, and end_token, {END + 9}"):
-        new_model.fresh_model(config, tokenizers, tmp_path / "model", seed=0)
+        new_model.check_tokenizers(config, tokenizers)
     with pytest.raises(InputError, match="no such tokenizer folder"):
-        new_model.fresh_model(CONFIG, tmp_path, tmp_path / "model", seed=0)
+        new_model.check_tokenizers(CONFIG, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,12 +5,13 @@ import shutil
 import huggingface_hub
 import pytest
 import torch
+from converted import convert_files
 from huggingface_hub import errors
 from published import write_published
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.weights import hub, model_directory
-from faithdiff_jax.weights.from_torch import convert
+from faithdiff_jax.weights import hub
+from faithdiff_jax.weights.model_directory import ModelDirectory
 
 UNET = "unet/diffusion_pytorch_model"
 
@@ -107,7 +108,7 @@ def test_conversion_from_repositories_fetches_only_what_it_reads(fake_hub, tmp_p
         shutil.copy(models.faithdiff, fake_hub.root / "authors/FaithDiff" / name)
     repos = {"sdxl": "someone/SDXL", "vae": "another/vae-fix"}
 
-    convert(**repos, faithdiff="authors/FaithDiff", output=tmp_path / "model")
+    convert_files(tmp_path / "model", **repos, faithdiff="authors/FaithDiff")
     encoders, tokenizers = ("text_encoder", "text_encoder_2"), ("tokenizer", "tokenizer_2")
     tokenizer_files = ("vocab.json", "merges.txt", "tokenizer_config.json")
     wanted = {
@@ -122,10 +123,10 @@ def test_conversion_from_repositories_fetches_only_what_it_reads(fake_hub, tmp_p
     }
     assert set(fake_hub.fetched) == wanted
     assert len(fake_hub.fetched) == len(wanted)
-    assert model_directory.read_config(tmp_path / "model").unet.context_dim == 40
+    assert ModelDirectory.open(tmp_path / "model").config.unet.context_dim == 40
 
     fake_hub.fetched.clear()
-    convert(sdxl=repos["sdxl"], variant="fp16", output=tmp_path / "start")
+    convert_files(tmp_path / "start", sdxl=repos["sdxl"], variant="fp16")
     fetched = [name for name in fake_hub.fetched if name.endswith(".safetensors")]
     assert sorted(fetched) == sorted(
         f"someone/SDXL/{name}.fp16.safetensors"
@@ -134,8 +135,8 @@ def test_conversion_from_repositories_fetches_only_what_it_reads(fake_hub, tmp_p
 
     # Without a connection, what was fetched before serves.
     shutil.rmtree(fake_hub.root)
-    convert(**repos, faithdiff="authors/FaithDiff/FaithDiff.bin", output=tmp_path / "offline")
-    assert model_directory.read_config(tmp_path / "offline") == model_directory.read_config(tmp_path / "model")
+    convert_files(tmp_path / "offline", **repos, faithdiff="authors/FaithDiff/FaithDiff.bin")
+    assert ModelDirectory.open(tmp_path / "offline").config == ModelDirectory.open(tmp_path / "model").config
 
 
 def test_a_file_of_a_repository(fake_hub):

@@ -16,7 +16,8 @@ from faithdiff_jax.config import from_dict, to_dict
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.training.config import FREE_TO_CHANGE, LoRAConfig, TrainConfig
 from faithdiff_jax.training.run_directory import model_config, model_digest, open_run, read_run
-from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.model_directory import CONFIG as CONFIG_FILE
+from faithdiff_jax.weights.model_directory import ModelDirectory
 
 DATA = {
     "steps": 600,
@@ -40,7 +41,7 @@ def model_dir(tmp_path) -> pathlib.Path:
     """As much of a model directory as a run looks at."""
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / model_directory.CONFIG).write_text("format: 1\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text("format: 1\n", encoding="utf-8")
     return folder
 
 
@@ -177,7 +178,7 @@ def test_another_model(tmp_path, model_dir, run_dir):
     moved = model_dir.rename(tmp_path / "moved")
     open_run(run_dir, config(), moved).close()
     assert read_run(run_dir).model_dir == moved
-    (moved / model_directory.CONFIG).write_text("format: 2\n", encoding="utf-8")
+    (moved / CONFIG_FILE).write_text("format: 2\n", encoding="utf-8")
     refused("moved is another model", run_dir, config(), moved)
 
 
@@ -262,7 +263,7 @@ def test_a_directory_that_cannot_be_written(tmp_path, model_dir):
 
 def test_model_config():
     _, model_dir = published_and_converted()
-    base = model_directory.read_config(model_dir)
+    base = ModelDirectory.open(model_dir).config
     assert model_config(config(model={}), model_dir) == base
     changed = model_config(config(model={"vae": {"scaling_factor": 0.5}}), model_dir)
     assert changed == dataclasses.replace(base, vae=dataclasses.replace(base.vae, scaling_factor=0.5))

@@ -18,7 +18,7 @@ from faithdiff_jax.training.checkpoints import Checkpoints
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.export import export_run
 from faithdiff_jax.training.run_directory import model_config, open_run
-from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
 from faithdiff_jax.weights.to_torch import to_torch
 
 GROUPS = {"all": {"parameters": ["alignment.*"], "learning_rate": 1e-4}}
@@ -30,16 +30,16 @@ def model_dir(tmp_path_factory):
     """The tiny model with its UNet in half precision."""
     _, converted = published_and_converted()
     folder = tmp_path_factory.mktemp("base") / "model"
-    shutil.copytree(converted, folder)
-    config, arrays = model_directory.read_config(folder), part_arrays(folder, "unet")
-    shutil.rmtree(folder / "params" / "unet")
-    model_directory.save_part(folder, "unet", ((path, array.astype(np.float16)) for path, array in arrays.items()))
-    model_directory.write_config(folder, config, {"sources": {"sdxl": "somewhere"}})
+    model = ModelDirectory.open(converted)
+    parts = {part: model.contents(part) for part in part_names(model.config)}
+    parts["unet"] = Contents.of({path: array.astype(np.float16) for path, array in model.arrays("unet")})
+    provenance = {"sources": {"sdxl": "somewhere"}}
+    ModelDirectory.write(folder, model.config, parts, tokenizers=converted, provenance=provenance)
     return folder
 
 
 def part_arrays(folder, part: str) -> dict[str, np.ndarray]:
-    return dict(model_directory.load_arrays(folder, part, model_directory.stored(folder, part)))
+    return dict(ModelDirectory.open(folder).arrays(part))
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -72,7 +72,7 @@ def a_run(tmp_path, model_dir, shapes: dict, *, steps=(10,), ema=True, **changes
 
 def alignment(model_dir) -> dict:
     """All of the aligner, and one parameter of the UNet."""
-    config = model_directory.read_config(model_dir)
+    config = ModelDirectory.open(model_dir).config
     shapes = {f"alignment.{path}": shape for path, shape in part_shapes(config, "alignment").items()}
     return shapes | {"unet.conv_in.kernel": part_shapes(config, "unet")["conv_in.kernel"]}
 
@@ -84,8 +84,8 @@ def test_export(tmp_path, model_dir, monkeypatch, ema, kind):
     output = tmp_path / "out" / "model"
     saved = export_run(run, output, ema=ema)
     assert (saved.step, saved.kind) == (20, kind)
-    assert model_directory.read_config(output) == model_directory.read_config(model_dir)
-    for part in part_names(model_directory.read_config(output)):
+    assert ModelDirectory.open(output).config == ModelDirectory.open(model_dir).config
+    for part in part_names(ModelDirectory.open(output).config):
         before, after = part_arrays(model_dir, part), part_arrays(output, part)
         assert before.keys() == after.keys()
         for path, array in after.items():
@@ -93,8 +93,8 @@ def test_export(tmp_path, model_dir, monkeypatch, ema, kind):
     assert part_arrays(output, "unet")["conv_in.kernel"].dtype == np.float32
     assert part_arrays(output, "unet")["conv_in.bias"].dtype == np.float16
     old, new = contents(model_dir), contents(output)
-    untouched = {name for name in old if name.startswith(("params/vae", "params/text", "params/lq", "tokenizer"))}
-    assert len(untouched) > 20
+    untouched = {name for name in old if name.startswith(("vae", "text", "lq", "tokenizer"))}
+    assert len(untouched) > 8
     assert all(new[name] == old[name] for name in untouched)
     assert [path.name for path in output.parent.iterdir()] == ["model"]
     to_torch(output, tmp_path / "back.safetensors")
@@ -132,7 +132,7 @@ def test_a_run_without_an_average(tmp_path, model_dir):
 
 def kernels(model_dir) -> dict[str, tuple[int, ...]]:
     """The kernels of the UNet's attention: plain ones and stacked ones."""
-    shapes = part_shapes(model_directory.read_config(model_dir), "unet")
+    shapes = part_shapes(ModelDirectory.open(model_dir).config, "unet")
     found = {path: shape for path, shape in shapes.items() if ".attn" in path and ".to_" in path and "kernel" in path}
     assert {len(shape) for shape in found.values()} >= {3}
     return found
@@ -168,7 +168,7 @@ def test_overrides_and_fresh_parts(tmp_path, model_dir):
     trained = {f"alignment.{path}": shape for path, shape in shapes.items() if path != frozen}
     run, states = a_run(tmp_path, model_dir, trained, **changes)
     export_run(run, tmp_path / "model")
-    assert model_directory.read_config(tmp_path / "model") == config != model_directory.read_config(model_dir)
+    assert ModelDirectory.open(tmp_path / "model").config == config != ModelDirectory.open(model_dir).config
     after = part_arrays(tmp_path / "model", "alignment")
     assert {path: array.shape for path, array in after.items()} == shapes
     for path, array in after.items():
@@ -248,9 +248,12 @@ def test_command(tmp_path, model_dir, capsys):
     ("arguments", "message"),
     [
         (["--run=gone"], "gone: no such run directory"),
-        (["--run=gone", "--seed=1"], "--run takes --output, --no-ema and --step only, not --seed"),
-        (["--run=gone", "--to-torch=m"], "--to-torch takes --output only, not --run"),
-        (["--to-torch=m", "--no-ema"], "--to-torch takes --output only, not --no-ema"),
+        (["--run=gone", "--seed=1"], "--seed goes with --sdxl only"),
+        (
+            ["--run=gone", "--to-torch=m"],
+            "one of --sdxl, --run, --to-torch, --upgrade is needed, not --run and --to-torch",
+        ),
+        (["--to-torch=m", "--no-ema"], "--no-ema goes with --run only"),
         (["--sdxl=s", "--step=3"], "--step goes with --run only"),
         (["--run=gone", "--step=-3"], "'-3': must be a whole number, 0 or more"),
     ],

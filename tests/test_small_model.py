@@ -17,9 +17,10 @@ from faithdiff_jax.config import load_yaml
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.tables import evaluate
 from faithdiff_jax.models.parts import part_shapes
-from faithdiff_jax.weights import model_directory
 from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
 from faithdiff_jax.weights.keymap import KeyMap
+from faithdiff_jax.weights.model_directory import CONFIG as CONFIG_FILE
+from faithdiff_jax.weights.model_directory import ModelDirectory
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -53,7 +54,7 @@ def test_it_is_small():
 
 
 def test_it_says_where_it_is_from():
-    provenance = load_yaml(SMALL_MODEL / model_directory.CONFIG)["provenance"]
+    provenance = load_yaml(SMALL_MODEL / CONFIG_FILE)["provenance"]
     assert provenance["recipe"] == "examples/tiny/train_small_model.py"
     assert all(provenance[stage]["steps"] > 100 for stage in ("autoencoder", "base", "stage1", "stage2", "finish"))
 
@@ -61,14 +62,14 @@ def test_it_says_where_it_is_from():
 def test_altered_or_missing_files_are_refused(tmp_path):
     copy = tmp_path / "model"
     shutil.copytree(SMALL_MODEL, copy)
-    largest = max((copy / "params" / "unet").rglob("*"), key=lambda path: path.stat().st_size)
+    largest = copy / "unet.safetensors"
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
-    with pytest.raises(InputError, match="params/unet was changed or is damaged"):
+    with pytest.raises(InputError, match=r"unet\.safetensors changed or damaged"):
         FaithDiff.load(copy)
     largest.unlink()
-    with pytest.raises(InputError, match="params/unet"):
+    with pytest.raises(InputError, match=r"has no unet\.safetensors"):
         FaithDiff.load(copy)
 
 
@@ -89,11 +90,11 @@ def test_it_is_used_without_a_model(tmp_path, capsys):
 def test_to_pytorch_and_back(tmp_path):
     target = tmp_path / "FaithDiff.safetensors"
     assert convert(["--to-torch", str(SMALL_MODEL), "--output", str(target)]) == 0
-    config = model_directory.read_config(SMALL_MODEL)
+    config = ModelDirectory.open(SMALL_MODEL).config
     tensors = load_file(target)
     for part, rules in FAITHDIFF_PARTS.items():
         shapes = part_shapes(config, part)
-        ours = dict(model_directory.load_arrays(SMALL_MODEL, part, shapes))
+        ours = dict(ModelDirectory.open(SMALL_MODEL).arrays(part, shapes))
         back = dict(KeyMap(rules, shapes).read(tensors.__getitem__))
         assert back.keys() == ours.keys()
         for path, array in back.items():

@@ -14,7 +14,7 @@ from training_runs import STAGE_1, place, write_config
 from faithdiff_jax.cli.train import main
 from faithdiff_jax.training.config import load_train_config
 from faithdiff_jax.training.run_directory import open_run
-from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.model_directory import CONFIG as CONFIG_FILE
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -174,10 +174,10 @@ def test_other_resumes(begun, tmp_path, capsys):
 def another_model(folder, **encoder) -> Path:
     """The model, with something else said of its first text encoder, and nothing of what its files hold."""
     shutil.copytree(place().model, folder)
-    data = yaml.safe_load((folder / model_directory.CONFIG).read_text(encoding="utf-8"))
+    data = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     data["model"]["text_encoders"][0] |= encoder
     del data["checksums"]
-    (folder / model_directory.CONFIG).write_text(yaml.safe_dump(data), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(data), encoding="utf-8")
     return folder
 
 

@@ -32,7 +32,7 @@ from faithdiff_jax.models.parts import part_names, part_shapes
 from faithdiff_jax.training.checkpoints import UNFINISHED, saved_steps
 from faithdiff_jax.training.parameters import inference_params, model_shapes
 from faithdiff_jax.training.run_directory import read_run
-from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.model_directory import ModelDirectory
 
 STEPS = 6
 # Losses are about 1, and sums over devices come in another order: what six steps of AdamW make of float32 rounding.
@@ -89,7 +89,7 @@ def model_arrays(folder) -> dict[str, np.ndarray]:
     return {
         f"{part}.{path}": array
         for part in part_names(MODEL)
-        for path, array in model_directory.load_arrays(folder, part, part_shapes(MODEL, part))
+        for path, array in ModelDirectory.open(folder).arrays(part, part_shapes(MODEL, part))
     }
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import pathlib
-import shutil
 import tempfile
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import skimage.data
 import torch
 import yaml
-from converted import published_and_converted
+from converted import convert_files, published_and_converted
 from parity import assert_parity, nchw, nhwc, relative_error
 from port import normal
 from published import randomise
@@ -22,11 +21,11 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.models.parts import flatten, part_shapes, unflatten
-from faithdiff_jax.weights import model_directory, rules
-from faithdiff_jax.weights.from_torch import convert
+from faithdiff_jax.models.parts import flatten, part_names, part_shapes, unflatten
+from faithdiff_jax.weights import rules
 from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.keymap import KeyMap
+from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
 from faithdiff_jax.weights.to_torch import to_torch
 
 VARIANTS = {
@@ -42,16 +41,17 @@ def variant(name: str) -> tuple[FaithDiffConfig, pathlib.Path]:
     _, published = published_and_converted()
     config = load(FaithDiffConfig, write_overrides(published, VARIANTS[name]))
     folder = pathlib.Path(tempfile.mkdtemp(prefix="faithdiff-test-")) / "model"
-    shutil.copytree(published, folder, ignore=shutil.ignore_patterns("alignment", "lq_encoder"))
+    model = ModelDirectory.open(published)
+    parts = {part: model.contents(part) for part in part_names(config)}
     for part in ("alignment", "lq_encoder"):
-        model_directory.save_part(folder, part, fresh_part(config, part, vae_arrays(), seed=0).items())
-    model_directory.write_config(folder, config, {})
+        parts[part] = Contents.of(fresh_part(config, part, vae_arrays(), seed=0))
+    ModelDirectory.write(folder, config, parts, tokenizers=published, provenance={})
     return config, folder
 
 
 def write_overrides(published: pathlib.Path, changes: dict) -> pathlib.Path:
     """A YAML file of the published model's architecture with some keys changed."""
-    data = to_dict(model_directory.read_config(published))
+    data = to_dict(ModelDirectory.open(published).config)
     for key, value in changes.items():
         data[key] = data[key] | value if isinstance(value, dict) else value
     path = pathlib.Path(tempfile.mkdtemp(prefix="faithdiff-test-")) / "model.yaml"
@@ -62,7 +62,7 @@ def write_overrides(published: pathlib.Path, changes: dict) -> pathlib.Path:
 @functools.cache
 def vae_arrays() -> dict[str, np.ndarray]:
     _, published = published_and_converted()
-    return dict(model_directory.load_arrays(published, "vae", model_directory.stored(published, "vae")))
+    return dict(ModelDirectory.open(published).arrays("vae"))
 
 
 @functools.cache
@@ -194,10 +194,10 @@ def test_the_published_layout_has_neither(tmp_path, name, message):
 def test_fresh_parts_are_the_converters(tmp_path):
     """Without FaithDiff's own weights the converter makes the same two parts, through the published names."""
     models, _ = published_and_converted()
-    convert(sdxl=str(models.sdxl), vae=str(models.vae_folder), output=tmp_path / "model", seed=3)
-    config = model_directory.read_config(tmp_path / "model")
+    convert_files(tmp_path / "model", sdxl=models.sdxl, vae=models.vae_folder, seed=3)
+    config = ModelDirectory.open(tmp_path / "model").config
     for part in ("alignment", "lq_encoder"):
-        stored = flatten(model_directory.load_params(tmp_path / "model", part))
+        stored = flatten(ModelDirectory.open(tmp_path / "model").load(part))
         fresh = fresh_part(config, part, vae_arrays(), seed=3)
         assert fresh.keys() == stored.keys()
         for path, array in fresh.items():

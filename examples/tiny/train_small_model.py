@@ -16,14 +16,14 @@ import subprocess
 import sys
 
 import numpy as np
-import yaml
 
-from faithdiff_jax.models.parts import part_names, part_shapes
-from faithdiff_jax.weights import model_directory
+from faithdiff_jax.models.parts import part_names
+from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.new_model import write_model
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
+DEFAULTS = {"scale": 4.0, "guidance": 1.0, "color_fix": "wavelet", "wavelet_levels": 2}
 STAGES = ("base", "stage1", "stage2", "finish")
 QUICK = {"autoencoder": ["steps=3", "warmup=1"], "stage": ["steps=3", "optimizer.warmup=1"]}
 
@@ -71,20 +71,17 @@ def run(*arguments: object) -> None:
 
 def provenance(model: pathlib.Path) -> dict:
     """Where a model directory says that it is from."""
-    return yaml.safe_load((model / model_directory.CONFIG).read_text(encoding="utf-8"))["provenance"]
+    return ModelDirectory.open(model).provenance
 
 
 def halve(model: pathlib.Path, output: pathlib.Path, recipe: dict) -> None:
     """Write the model again with its parameters in float16, and with the whole recipe as its provenance."""
-    config = model_directory.read_config(model)
+    stored = ModelDirectory.open(model)
     params = {
-        part: {
-            path: array.astype(np.float16)
-            for path, array in model_directory.load_arrays(model, part, part_shapes(config, part))
-        }
-        for part in part_names(config)
+        part: {path: array.astype(np.float16) for path, array in stored.arrays(part)}
+        for part in part_names(stored.config)
     }
-    write_model(config, params, model, output, recipe)
+    write_model(stored.config, params, model, output, recipe, DEFAULTS)
 
 
 if __name__ == "__main__":

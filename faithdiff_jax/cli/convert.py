@@ -10,8 +10,22 @@ from tqdm import tqdm
 from faithdiff_jax.cli.command import Parser, run
 
 DESCRIPTION = """Convert published FaithDiff weights to a model directory (--sdxl, --vae, --faithdiff, --output), a
-training run to a model directory (--run, --output), or a model directory back to the published PyTorch layout
-(--to-torch, --output)."""
+training run to a model directory (--run, --output), a model directory back to the published PyTorch layout
+(--to-torch, --output), or a model directory of an earlier version to this one's format (--upgrade, --output)."""
+SOURCES = ("sdxl", "run", "to-torch", "upgrade")
+"""What is converted: exactly one of these flags is given."""
+TO_MODEL = ("sdxl", "run", "upgrade")
+OPTIONS = {
+    "vae": ("sdxl",),
+    "faithdiff": ("sdxl",),
+    "variant": ("sdxl",),
+    "seed": ("sdxl",),
+    "step": ("run",),
+    "no-ema": ("run",),
+    "default": TO_MODEL,
+    "allow-nonfinite": TO_MODEL,
+}
+"""Flag -> the sources that it goes with."""
 REPO = "a folder, or a Hugging Face repository id (owner/name)"
 
 
@@ -19,18 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert; returns the exit code, 2 for bad input. Bad flags leave with SystemExit(2)."""
     parser = _parser()
     args = parser.parse_args(argv)
-    published = [name for name in ("sdxl", "vae", "faithdiff", "variant", "seed") if getattr(args, name) is not None]
-    of_run = ["step"] * (args.step is not None) + ["no-ema"] * args.no_ema
-    if args.to_torch is not None and args.run is not None:
-        parser.error("--to-torch takes --output only, not --run")
-    if args.to_torch is not None and (published or of_run):
-        parser.error(f"--to-torch takes --output only, not --{(published + of_run)[0]}")
-    if args.run is not None and published:
-        parser.error(f"--run takes --output, --no-ema and --step only, not --{published[0]}")
-    if args.run is None and of_run:
-        parser.error(f"--{of_run[0]} goes with --run only")
-    if args.to_torch is None and args.run is None and args.sdxl is None:
-        parser.error("--run, or one of --sdxl and --to-torch is needed")
+    values = {flag: flag.replace("-", "_") for flag in (*SOURCES, *OPTIONS)}
+    given = [flag for flag, name in values.items() if getattr(args, name) != parser.get_default(name)]
+    sources = [flag for flag in given if flag in SOURCES]
+    if len(sources) != 1:
+        found = f", not {' and '.join(f'--{flag}' for flag in sources)}" if sources else ""
+        parser.error(f"one of {', '.join(f'--{flag}' for flag in SOURCES)} is needed{found}")
+    for flag in given:
+        if flag in OPTIONS and sources[0] not in OPTIONS[flag]:
+            parser.error(f"--{flag} goes with {' or '.join(f'--{source}' for source in OPTIONS[flag])} only")
     return run(lambda: _convert(args))
 
 
@@ -57,6 +68,17 @@ def _parser() -> Parser:
     )
     parser.add_argument("--to-torch", metavar="MODEL_DIR", type=Path, help="the model directory to convert back")
     parser.add_argument(
+        "--upgrade", metavar="MODEL_DIR", type=Path, help="the model directory of an earlier version to convert"
+    )
+    parser.add_argument(
+        "--default",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="a default of restoring that the model is to have, such as guidance=1.0; may be repeated",
+    )
+    parser.add_argument("--allow-nonfinite", action="store_true", help="write parameters that are NaN or infinite, too")
+    parser.add_argument(
         "--output",
         metavar="PATH",
         type=Path,
@@ -74,26 +96,34 @@ def _whole(text: str) -> int:
 
 def _convert(args: argparse.Namespace) -> None:
     # Imported late: --help and a wrong flag need not wait for JAX.
+    from faithdiff_jax.config import override
     from faithdiff_jax.training.export import export_run
-    from faithdiff_jax.weights.from_torch import convert
+    from faithdiff_jax.weights.from_torch import Published, convert
     from faithdiff_jax.weights.to_torch import to_torch
+    from faithdiff_jax.weights.upgrade import upgrade
 
+    defaults = override({}, args.default)
     if args.to_torch is not None:
         to_torch(args.to_torch, args.output, _bar)
+    elif args.upgrade is not None:
+        upgrade(args.upgrade, args.output, defaults=defaults, allow_nonfinite=args.allow_nonfinite, track=_bar)
     elif args.run is not None:
-        saved = export_run(args.run, args.output, ema=not args.no_ema, step=args.step, track=_bar)
+        saved = export_run(
+            args.run,
+            args.output,
+            ema=not args.no_ema,
+            step=args.step,
+            defaults=defaults,
+            allow_nonfinite=args.allow_nonfinite,
+            track=_bar,
+        )
         note = {"ema": "averaged parameters"}.get(saved.kind, "parameters" if args.no_ema else "no EMA: parameters")
         print(f"step {saved.step}, {note}")
     else:
-        convert(
-            sdxl=args.sdxl,
-            vae=args.vae,
-            faithdiff=args.faithdiff,
-            output=args.output,
-            variant=args.variant,
-            seed=args.seed or 0,
-            track=_bar,
+        published = Published(
+            sdxl=args.sdxl, vae=args.vae, faithdiff=args.faithdiff, variant=args.variant, seed=args.seed or 0
         )
+        convert(published, args.output, defaults=defaults, allow_nonfinite=args.allow_nonfinite, track=_bar)
     print(f"wrote {args.output}")
 
 

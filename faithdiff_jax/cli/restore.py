@@ -160,7 +160,7 @@ def _jobs(source: pathlib.Path, folder: pathlib.Path, suffix: str) -> list[tuple
 def _check(arguments: argparse.Namespace) -> None:
     """Everything that can be refused before the model is read."""
     from faithdiff_jax.inference.denoise import check_options
-    from faithdiff_jax.weights.model_directory import read_config
+    from faithdiff_jax.weights.model_directory import ModelDirectory
 
     if not 0 <= arguments.seed < SEEDS:
         raise InputError(f"--seed {arguments.seed}: must be between 0 and {SEEDS - 1}")
@@ -176,7 +176,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if not pathlib.Path(arguments.captions).is_dir():
             raise InputError(f"--captions {arguments.captions}: no such folder")
     check_options(
-        read_config(arguments.model),
+        ModelDirectory.open(arguments.model).config,
         arguments.steps,
         arguments.guidance,
         arguments.guidance_rescale,

@@ -29,7 +29,7 @@ from faithdiff_jax.inference.tiling import fade_tiles, latent_grid
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, numbered, part_names, part_shapes
 from faithdiff_jax.sharding import batch_sharding, parameter_sharding
-from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.model_directory import ModelDirectory
 
 log = logging.getLogger("faithdiff_jax")
 
@@ -97,8 +97,8 @@ class FaithDiff:
         Raises:
             InputError: not a model directory, or one whose parameters do not fit its configuration.
         """
-        path = pathlib.Path(path)
-        config = model_directory.read_config(path)
+        model = ModelDirectory.open(pathlib.Path(path))
+        config = model.config
         dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
         params = {}
         for part in part_names(config):
@@ -106,9 +106,8 @@ class FaithDiff:
             if mesh is not None:
                 shapes = part_shapes(config, part)
                 sharding = {name: parameter_sharding(mesh, shape) for name, shape in shapes.items()}
-            params[part] = model_directory.load_params(path, part, config=config, dtype=dtype, sharding=sharding)
-        folders = [path / name for name in numbered("tokenizer", len(config.text_encoders))]
-        return cls(config, params, Tokenizers.load(folders), dtype=dtype, mesh=mesh, vae_tile=vae_tile)
+            params[part] = model.load(part, dtype=dtype, sharding=sharding)
+        return cls(config, params, Tokenizers.load(model.tokenizers), dtype=dtype, mesh=mesh, vae_tile=vae_tile)
 
     def encode_lq(self, images: Array) -> Array:
         """LQ features: (B, H, W, 3) in [-1, 1], sides multiples of 8 -> (B, H/8, W/8, 512)."""

@@ -25,8 +25,10 @@ from orbax.checkpoint import v1 as ocp
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.training.config import CheckpointConfig
-from faithdiff_jax.weights.model_directory import GROUP_BYTES, Spec
+from faithdiff_jax.weights.safetensors_format import Spec
 
+# How much of a checkpoint is in memory at a time while it is read to be passed on.
+GROUP_BYTES = 2**30
 UNFINISHED = "*.orbax-checkpoint-tmp"
 NAMED_AT_MOST = 5
 # A slow disk is no failure: Orbax gives up after this long.

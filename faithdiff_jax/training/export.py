@@ -2,32 +2,29 @@
 
     the model directory the run started from + a checkpoint of the run -> MODEL_DIR
 
-Parts of which nothing was trained are copied file by file; the others go through array by array.
+Everything goes through array by array.
 """
 
 import dataclasses
-import math
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from faithdiff_jax._version import __version__
-from faithdiff_jax.config import load_yaml
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files.writing import refuse_existing, whole
+from faithdiff_jax.files.writing import refuse_existing
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.models.parts import numbered, part_names, part_shapes
+from faithdiff_jax.models.parts import part_names, part_shapes
 from faithdiff_jax.training.checkpoints import load_saved, saved_specs, saved_steps
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.lora import PREFIX, merged
 from faithdiff_jax.training.run_directory import Run, model_config, model_digest, read_run
-from faithdiff_jax.weights import model_directory
 from faithdiff_jax.weights.from_torch import Track, untracked
 from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.keymap import compare
+from faithdiff_jax.weights.model_directory import CONFIG, Contents, ModelDirectory
+from faithdiff_jax.weights.safetensors_format import Spec
 
 NAMED_AT_MOST = 5
 
@@ -42,7 +39,7 @@ class Saved:
     step: int
     kind: str
     """`ema` or `trained`."""
-    specs: Mapping[str, model_directory.Spec]
+    specs: Mapping[str, Spec]
     """Dotted path, part first -> dtype and shape."""
 
     def arrays(self, paths: Sequence[str]) -> Iterator[np.ndarray]:
@@ -69,6 +66,36 @@ class Part:
         return not self.trained and not self.adapted and not self.fresh
 
 
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """The parameters that a run began with: its model directory's, or new ones."""
+
+    run: Run
+    model: ModelDirectory
+    config: FaithDiffConfig
+    """The architecture that is trained."""
+
+    def shapes(self, part: Part) -> dict[str, tuple[int, ...]]:
+        """Dotted path -> shape of a part."""
+        return part_shapes(self.config, part.name)
+
+    def specs(self, part: Part) -> dict[str, Spec]:
+        """Dotted path -> dtype and shape, of what the part began with."""
+        if not part.fresh:
+            return self.model.specs(part.name)
+        return {path: (array.dtype, array.shape) for path, array in self._fresh(part.name).items()}
+
+    def arrays(self, part: Part, paths: Sequence[str]) -> Named:
+        """Yield (path, array) of what the part began with, in the dtype it is stored in."""
+        if not part.fresh:
+            return self.model.arrays(part.name, paths)
+        fresh = self._fresh(part.name) if paths else {}
+        return ((path, fresh[path]) for path in paths)
+
+    def _fresh(self, part: str) -> dict[str, np.ndarray]:
+        return fresh_part(self.config, part, dict(self.model.arrays("vae")), self.run.config.seed)
+
+
 def export_run(
     run: pathlib.Path | str,
     output: pathlib.Path | str,
@@ -76,6 +103,8 @@ def export_run(
     ema: bool = True,
     step: int | None = None,
     dtype: Any = None,
+    defaults: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
     track: Track = untracked,
 ) -> Saved:
     """Write the model that a run has trained; the run may be under way.
@@ -87,6 +116,8 @@ def export_run(
         step: which checkpoint; None for the newest.
         dtype: of the parameters that were trained, LoRA's kernels among them; None for float32. All others stay as
             they are in the model directory that the run started from.
+        defaults: of restoring, in place of those that the model directory has.
+        allow_nonfinite: whether parameters may be NaN or infinite.
         track: shows progress.
 
     Returns:
@@ -94,32 +125,34 @@ def export_run(
 
     Raises:
         InputError: not a run, one without the checkpoint, one whose model directory has gone or is another by now, or
-            an output that exists.
+            an output that exists, or parameters that are NaN or infinite, by name.
     """
     output = pathlib.Path(output)
     refuse_existing(output)
     stored_run = read_run(run)
     model_dir = stored_run.model_dir
     if model_digest(model_dir) != stored_run.digest:
-        raise InputError(f"{model_dir}: is not what {run} started from, its {model_directory.CONFIG} differs by now")
-    config = model_config(stored_run.config, model_dir)
+        raise InputError(f"{model_dir}: is not what {run} started from, its {CONFIG} differs by now")
+    model = ModelDirectory.open(model_dir)
+    before = Before(stored_run, model, model_config(stored_run.config, model_dir))
+    config = before.config
     saved = _saved(run, ema, step)
-    parts = _parts(stored_run, config, saved)
+    parts = _parts(before, saved)
     dtype = np.dtype(np.float32 if dtype is None else dtype)
 
-    shapes = {part.name: part_shapes(config, part.name) for part in parts}
-    size = sum(4 * math.prod(shape) for part_shapes in shapes.values() for shape in part_shapes.values())
-    with whole(output, size) as target:
-        (target / "params").mkdir(parents=True)
-        for part in parts:
-            if part.untouched:
-                shutil.copytree(model_dir / "params" / part.name, target / "params" / part.name)
-            else:
-                arrays = _arrays(part, stored_run, config, saved, dtype)
-                model_directory.save_part(target, part.name, track(arrays, part.name, len(shapes[part.name])))
-        for name in numbered("tokenizer", len(config.text_encoders)):
-            shutil.copytree(model_dir / name, target / name)
-        model_directory.write_config(target, config, _provenance(run, stored_run, saved, ema, parts))
+    contents = {}
+    for part in parts:
+        specs, arrays = model.contents(part.name) if part.untouched else _contents(part, before, saved, dtype)
+        contents[part.name] = Contents(specs, track(arrays, part.name, len(specs)))
+    ModelDirectory.write(
+        output,
+        config,
+        contents,
+        tokenizers=model.path,
+        provenance=_provenance(run, model, saved, ema, parts),
+        defaults={**model.defaults, **(defaults or {})},
+        allow_nonfinite=allow_nonfinite,
+    )
     return saved
 
 
@@ -135,8 +168,9 @@ def _saved(run: pathlib.Path | str, ema: bool, step: int | None) -> Saved:
     return Saved(folder=folder, step=step, kind=kind, specs=found)
 
 
-def _parts(run: Run, config: FaithDiffConfig, saved: Saved) -> list[Part]:
+def _parts(before: Before, saved: Saved) -> list[Part]:
     """Where all parameters come from; those that come from nowhere or do not fit are one InputError."""
+    run, config = before.run, before.config
     parts, faults = [], []
     unknown = set(saved.specs)
     for name in part_names(config):
@@ -157,7 +191,7 @@ def _parts(run: Run, config: FaithDiffConfig, saved: Saved) -> list[Part]:
         if part.fresh:
             found |= {path: shapes[path] for path in part.stored}
         elif part.stored:
-            held = model_directory.stored(run.model_dir, name)
+            held = before.model.specs(name)
             found |= {path: held[path][1] for path in part.stored if path in held}
         faults += [f"{name}: {fault}" for fault in compare(shapes, found)]
     faults += [f"unknown {path} {saved.specs[path][1]}" for path in sorted(unknown)]
@@ -169,25 +203,23 @@ def _parts(run: Run, config: FaithDiffConfig, saved: Saved) -> list[Part]:
     return parts
 
 
-def _arrays(part: Part, run: Run, config: FaithDiffConfig, saved: Saved, dtype: np.dtype) -> Named:
-    """A part's (path, array): what was trained, the adapted kernels with their updates, and the rest as stored."""
-    arrays = saved.arrays([f"{part.name}.{path}" for path in part.trained])
-    for path, array in zip(part.trained, arrays, strict=True):
-        yield path, array.astype(dtype)
-    sides = saved.arrays([f"{PREFIX}{part.name}.{path}.{side}" for path in part.adapted for side in "ab"])
-    for path, kernel in _stored(part, run, config, part.adapted):
-        a, b = next(sides), next(sides)
-        yield path, merged(kernel.astype(np.float32), a, b, _lora_scale(run.config)).astype(dtype)
-    yield from _stored(part, run, config, [path for path in part.stored if path not in part.adapted])
+def _contents(part: Part, before: Before, saved: Saved, dtype: np.dtype) -> Contents:
+    """What trained, the adapted kernels with their updates, and the rest as stored."""
+    kept = [path for path in part.stored if path not in part.adapted]
+    specs = {path: (dtype, before.shapes(part)[path]) for path in (*part.trained, *part.adapted)}
+    specs |= {path: before.specs(part)[path] for path in kept}
 
+    def arrays() -> Named:
+        trained = saved.arrays([f"{part.name}.{path}" for path in part.trained])
+        for path, array in zip(part.trained, trained, strict=True):
+            yield path, array.astype(dtype)
+        sides = saved.arrays([f"{PREFIX}{part.name}.{path}.{side}" for path in part.adapted for side in "ab"])
+        for path, kernel in before.arrays(part, part.adapted):
+            a, b = next(sides), next(sides)
+            yield path, merged(kernel.astype(np.float32), a, b, _lora_scale(before.run.config)).astype(dtype)
+        yield from before.arrays(part, kept)
 
-def _stored(part: Part, run: Run, config: FaithDiffConfig, paths: Sequence[str]) -> Named:
-    """Parameters as the run began with them, in the dtype they are stored in."""
-    if not part.fresh or not paths:
-        return model_directory.load_arrays(run.model_dir, part.name, paths)
-    vae = dict(model_directory.load_arrays(run.model_dir, "vae", part_shapes(config, "vae")))
-    arrays = fresh_part(config, part.name, vae, run.config.seed)
-    return ((path, arrays[path]) for path in paths)
+    return Contents(specs, arrays())
 
 
 def _lora_scale(config: TrainConfig) -> float:
@@ -195,18 +227,16 @@ def _lora_scale(config: TrainConfig) -> float:
 
 
 def _provenance(
-    run: pathlib.Path | str, stored_run: Run, saved: Saved, ema: bool, parts: Sequence[Part]
+    run: pathlib.Path | str, model: ModelDirectory, saved: Saved, ema: bool, parts: Sequence[Part]
 ) -> dict[str, Any]:
     """What config.yaml says of the export, and what it said of the model directory before."""
     parameters = "ema" if saved.kind == "ema" else "trained (the run keeps no EMA)" if ema else "trained"
-    model = load_yaml(stored_run.model_dir / model_directory.CONFIG)
     return {
-        "package": f"faithdiff-jax {__version__}",
         "run": {
             "directory": str(pathlib.Path(run).absolute()),
             "step": saved.step,
             "parameters": parameters,
             "parts": [part.name for part in parts if not part.untouched],
         },
-        "model": {"directory": str(stored_run.model_dir), "provenance": model.get("provenance")},
+        "model": {"directory": str(model.path), "provenance": model.provenance},
     }

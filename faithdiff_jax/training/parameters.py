@@ -20,8 +20,8 @@ from faithdiff_jax.sharding import parameter_sharding
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.lora import adapter_shapes, initial_adapter, merge_adapters
 from faithdiff_jax.training.optimizer import Flat
-from faithdiff_jax.weights import model_directory
 from faithdiff_jax.weights.initialisation import fresh_part
+from faithdiff_jax.weights.model_directory import ModelDirectory
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -53,12 +53,13 @@ def load_parameters(
     Raises:
         InputError: a part of the model directory does not fit the run's architecture, and is not in `fresh`.
     """
+    stored = ModelDirectory.open(model_dir, verify=False)  # its architecture was read, and all of it checked, before
     trained: Flat = {}
     frozen: Flat = {}
     for part in part_names(model):
         if only_frozen and all(f"{part}.{path}" in labels for path in part_shapes(model, part)):
             continue
-        for path, array in _part(config, model_dir, model, part, labels, mesh).items():
+        for path, array in _part(config, stored, model, part, labels, mesh).items():
             if path in labels:
                 trained[path] = array
             else:
@@ -73,7 +74,7 @@ def load_parameters(
 
 def _part(
     config: TrainConfig,
-    model_dir: pathlib.Path,
+    stored: ModelDirectory,
     model: FaithDiffConfig,
     part: str,
     labels: Mapping[str, str],
@@ -83,10 +84,9 @@ def _part(
     sharding = {path: parameter_sharding(mesh, shape) for path, shape in shapes.items()}
     if part not in config.fresh:
         dtype = jnp.float32 if any(f"{part}.{path}" in labels for path in shapes) else jnp.dtype(config.dtype)
-        loaded = flatten(model_directory.load_params(model_dir, part, config=model, dtype=dtype, sharding=sharding))
+        loaded = flatten(stored.load(part, config=model, dtype=dtype, sharding=sharding))
         return {f"{part}.{path}": array for path, array in loaded.items()}
-    vae = dict(model_directory.load_arrays(model_dir, "vae", part_shapes(model, "vae")))
-    fresh = fresh_part(model, part, vae, config.seed)
+    fresh = fresh_part(model, part, dict(stored.arrays("vae")), config.seed)
     return {f"{part}.{path}": _put(array.astype(np.float32), sharding[path]) for path, array in fresh.items()}
 
 

@@ -23,7 +23,8 @@ from faithdiff_jax.config import from_dict, load_yaml, to_dict
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.training.config import FREE_TO_CHANGE, TrainConfig
-from faithdiff_jax.weights import model_directory
+from faithdiff_jax.weights.model_directory import CONFIG as MODEL_CONFIG
+from faithdiff_jax.weights.model_directory import ModelDirectory
 
 FORMAT = 1
 CONFIG = "config.yaml"
@@ -139,12 +140,12 @@ def read_run(path: pathlib.Path | str) -> Run:
 
 def model_digest(model_dir: pathlib.Path | str) -> str:
     """SHA-256 of a model directory's config.yaml, which states the architecture, the sizes and where they are from."""
-    path = pathlib.Path(model_dir) / model_directory.CONFIG
+    path = pathlib.Path(model_dir) / MODEL_CONFIG
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(
-            f"{model_dir}: not a model directory, its {model_directory.CONFIG} cannot be read ({error.strerror}; "
+            f"{model_dir}: not a model directory, its {MODEL_CONFIG} cannot be read ({error.strerror}; "
             "convert_weights.py makes one)"
         ) from None
 
@@ -155,7 +156,7 @@ def model_config(config: TrainConfig, model_dir: pathlib.Path | str) -> FaithDif
     Raises:
         InputError: not a model directory, or an override with an unknown key or a value its config refuses.
     """
-    architecture = model_directory.read_config(model_dir)
+    architecture = ModelDirectory.open(model_dir).config
     if not config.model:
         return architecture
     return from_dict(FaithDiffConfig, _over(to_dict(architecture), config.model), "model")
@@ -188,7 +189,7 @@ def _check(path: pathlib.Path, run: Run, resume: str, is_main: bool) -> Run | No
     if found.digest != run.digest:
         raise InputError(
             f"{path}: its run started from {found.model_dir} as it was then; {run.model_dir} is another model "
-            f"({model_directory.CONFIG} has digest {run.digest[:12]}, the run's {found.digest[:12]})"
+            f"({MODEL_CONFIG} has digest {run.digest[:12]}, the run's {found.digest[:12]})"
         )
     refused = [
         change

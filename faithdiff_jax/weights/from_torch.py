@@ -6,25 +6,24 @@ Tensors go through one by one, and nothing is written before all of them are kno
 """
 
 import dataclasses
-import math
 import pathlib
-import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from faithdiff_jax._version import __version__
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files.writing import refuse_existing, whole
+from faithdiff_jax.files.writing import refuse_existing
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import numbered, part_names, part_shapes
-from faithdiff_jax.weights import hub, model_directory, published_configs, rules
+from faithdiff_jax.weights import hub, published_configs, rules
 from faithdiff_jax.weights.initialisation import initial_alignment, lq_encoder_from_vae
 from faithdiff_jax.weights.keymap import KeyMap, Rule, compare
+from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
 from faithdiff_jax.weights.tensor_files import TensorSource, open_tensors, with_current_vae_names, with_text_model_names
+from faithdiff_jax.weights.tokenizer_files import tokenizer_files
 
 FAITHDIFF_PARTS: dict[str, list[Rule]] = {
     "lq_encoder": [rule.under("denoise_encoder.") for rule in rules.LQ_ENCODER],
@@ -52,10 +51,11 @@ class Part:
     derived: bool = False
     """Made from another part's source: it fits if that does."""
 
-    def size(self) -> int:
-        """Bytes."""
-        dtypes, shapes = self.source.dtypes(), self.keymap.published_shapes()
-        return sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items())
+    def contents(self, track: Track) -> Contents:
+        """The part as a model directory holds it."""
+        dtypes, entries = self.source.dtypes(), self.keymap.entries
+        specs = {entry.path: (dtypes[entry.published[0]], entry.shape) for entry in entries}
+        return Contents(specs, track(self.keymap.read(self.source.get), self.name, len(entries)))
 
     def provenance(self) -> dict[str, Any]:
         """What `config.yaml` says of the part."""
@@ -70,31 +70,47 @@ def untracked(items: Iterable[Any], what: str, count: int) -> Iterable[Any]:
     return items
 
 
-def convert(
-    *,
-    sdxl: str,
-    output: pathlib.Path | str,
-    vae: str | None = None,
-    faithdiff: str | None = None,
-    variant: str | None = None,
-    seed: int = 0,
-    track: Track = untracked,
-) -> None:
-    """Write a model directory from published weights.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """Published weights: what to convert.
 
-    Args:
+    Attributes:
         sdxl: a diffusers folder or repository id: text encoders, tokenizers, scheduler and the UNet's architecture.
-        output: the model directory; it must not exist, or be empty.
         vae: the folder or repository id of the VAE, with its files at the root or under `vae/`; None for `sdxl`'s.
         faithdiff: file or repository of FaithDiff's own weights; None prepares a model for training, with `sdxl`'s
             UNet, the VAE's encoder as LQ encoder and an initial aligner.
         variant: which files to prefer where there are several, such as "fp16"; None for full precision.
         seed: of the initial aligner.
+    """
+
+    sdxl: str
+    vae: str | None = None
+    faithdiff: str | None = None
+    variant: str | None = None
+    seed: int = 0
+
+
+def convert(
+    published: Published,
+    output: pathlib.Path | str,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
+    track: Track = untracked,
+) -> None:
+    """Write a model directory from published weights.
+
+    Args:
+        published: where the weights are.
+        output: the model directory; it must not exist, or be empty.
+        defaults: the model's own defaults of restoring, which go into its configuration.
+        allow_nonfinite: whether tensors may hold NaN or infinite numbers.
         track: shows progress.
 
     Raises:
         InputError: anything that is missing, damaged, unsupported or does not fit; every tensor at fault is named.
     """
+    sdxl, vae, faithdiff, variant = published.sdxl, published.vae, published.faithdiff, published.variant
     output = pathlib.Path(output)
     refuse_existing(output)
     folder = hub.local_folder(
@@ -103,8 +119,8 @@ def convert(
     vae_folder = folder if vae is None else hub.local_folder(vae, lambda names: _vae_files(names, variant))
     vae_folder /= _vae_prefix(hub.file_names(vae_folder))
     encoders = _text_encoders(folder)
-    tokenizers = numbered("tokenizer", len(encoders))
-    _refuse_incomplete(folder, tokenizers)
+    _refuse_incomplete(folder)
+    tokenizer_files(folder, numbered("tokenizer", len(encoders)))
 
     files = {"vae": _weights(vae_folder, hub.DIFFUSERS, variant)}
     files |= {name: _weights(folder / name, hub.TRANSFORMERS, variant) for name in encoders}
@@ -121,23 +137,24 @@ def convert(
         for name, source in sources.items()
     }
     config = _config(folder, vae_folder, encoders, sources.get("faithdiff"))
-    parts = _parts(config, sources, files, seed)
+    parts = _parts(config, sources, files, published.seed)
     _refuse_misfits(parts)
 
     provenance = {
-        "package": f"faithdiff-jax {__version__}",
-        "sources": {"sdxl": str(sdxl), "vae": vae and str(vae), "faithdiff": faithdiff and str(faithdiff)},
+        "sources": {"sdxl": sdxl, "vae": vae, "faithdiff": faithdiff},
         "variant": variant,
         "parts": {part.name: part.provenance() for part in parts},
     }
-    with whole(output, sum(part.size() for part in parts)) as target:
-        target.mkdir()
-        for part in parts:
-            arrays = track(part.keymap.read(part.source.get), part.name, len(part.keymap.entries))
-            model_directory.save_part(target, part.name, arrays)
-        for name in tokenizers:
-            shutil.copytree(folder / name, target / name)
-        model_directory.write_config(target, config, provenance)
+    contents = {part.name: part.contents(track) for part in parts}
+    ModelDirectory.write(
+        output,
+        config,
+        contents,
+        tokenizers=folder,
+        provenance=provenance,
+        defaults=defaults,
+        allow_nonfinite=allow_nonfinite,
+    )
 
 
 def _sdxl_files(names: hub.Names, variant: str | None, *, with_unet: bool, with_vae: bool) -> list[str]:
@@ -169,13 +186,9 @@ def _text_encoders(folder: pathlib.Path) -> list[str]:
     return [name for name in TEXT_ENCODERS if name == TEXT_ENCODERS[0] or (folder / name / "config.json").is_file()]
 
 
-def _refuse_incomplete(folder: pathlib.Path, tokenizers: Iterable[str]) -> None:
+def _refuse_incomplete(folder: pathlib.Path) -> None:
     wanted = ["unet/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
     missing = [name for name in wanted if not (folder / name).is_file()]
-    for name in tokenizers:
-        whole_files = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-        if not any(all((folder / name / file).is_file() for file in files) for files in whole_files):
-            missing.append(f"{name}/vocab.json with merges.txt (or tokenizer.json)")
     if missing:
         raise InputError(f"{folder}: not a diffusers model folder, it has no {', no '.join(missing)}")
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from faithdiff_jax.errors import InputError
-
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -114,13 +112,6 @@ class KeyMap:
     def published_shapes(self) -> dict[str, tuple[int, ...]]:
         """Published name -> shape, for every tensor the model consists of."""
         return {name: entry.published_shape for entry in self.entries for name in entry.published}
-
-    def check(self, found: Mapping[str, tuple[int, ...]], source: str) -> None:
-        """Compare the tensors found in a checkpoint with the wanted ones; all faults are named in one InputError."""
-        faults = compare(self.published_shapes(), found)
-        if faults:
-            count = f"{len(faults)} tensor{'s' * (len(faults) > 1)}"
-            raise InputError(f"{source}: {count} do not fit this architecture: {'; '.join(faults)}")
 
     def read(self, get: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         """Yield (our path, our array) one by one; `get` returns a published tensor by its name."""

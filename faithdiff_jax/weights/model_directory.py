@@ -1,243 +1,344 @@
-"""Model directories: an architecture and its parameters, as `convert_weights.py` writes and `FaithDiff.load` reads.
+"""Model directories: an architecture and its parameters, as `faithdiff convert` writes and `FaithDiff.load` reads.
 
-MODEL_DIR/config.yaml        format, model (FaithDiffConfig), sizes, checksums of small models, provenance
-MODEL_DIR/params/<part>/     one Orbax checkpoint: {dotted path: array}, in the published dtype
-MODEL_DIR/tokenizer*/        as published, one for each text encoder
+MODEL_DIR/config.yaml           format, model (FaithDiffConfig), restore (defaults), files, provenance
+MODEL_DIR/<part>.safetensors    one file per part: dotted paths, in the dtype of the published tensors
+MODEL_DIR/tokenizer*/           as published, one for each text encoder
+MODEL_DIR/README.md             a model card, so that the directory can be uploaded to the Hugging Face hub as it is
 """
 
-import contextlib
+import functools
 import hashlib
-import logging
-import math
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import yaml
-from orbax.checkpoint import v1 as ocp
 
+from faithdiff_jax._version import __version__
 from faithdiff_jax.config import from_dict, load_yaml, to_dict
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.writing import refuse_existing, whole
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, numbered, part_names, part_shapes, unflatten
+from faithdiff_jax.weights import safetensors_format
 from faithdiff_jax.weights.keymap import compare
+from faithdiff_jax.weights.model_card import model_card
+from faithdiff_jax.weights.safetensors_format import Arrays, FileRecord, Place, Spec, printable
+from faithdiff_jax.weights.tokenizer_files import FILE_NAME, copy_tokenizers, tokenizer_files
 
-FORMAT = 1
+FORMAT = 2
 CONFIG = "config.yaml"
-KEYS = ("format", "model", "sizes", "checksums", "provenance")
-# Models up to this size have checksums, which are compared whenever their configuration is read.
+CARD = "README.md"
+KEYS = ("format", "model", "restore", "files", "provenance")
+# The checksums of models up to this size are compared whenever they are opened.
 CHECKED_BYTES = 2**28
+NAMED_AT_MOST = 20
 
-# How much of a part is in memory at a time while it is written, or read to be passed on.
-GROUP_BYTES = 2**30
+Index = tuple[slice, ...]
+"""A slice for each axis."""
 
-Spec = tuple[np.dtype, tuple[int, ...]]
-
-
-def write_config(model_dir: pathlib.Path, config: FaithDiffConfig, provenance: Mapping[str, Any]) -> None:
-    """Write `config.yaml` when all parts and tokenizers are saved; `provenance` is plain data, for people to read."""
-    for marker in model_dir.glob("params/*/commit_success.txt"):
-        marker.unlink()  # Orbax's note of the folder that it wrote in, which is another one by now; nothing reads it
-    sizes = {part: _size(_folder(model_dir, part)) for part in part_names(config)}
-    data = {"format": FORMAT, "model": to_dict(config), "sizes": sizes}
-    if sum(sizes.values()) <= CHECKED_BYTES:
-        folders = [name for name in _folders(config) if (model_dir / name).is_dir()]
-        data["checksums"] = {name: _checksum(model_dir / name) for name in folders}
-    data["provenance"] = dict(provenance)
-    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
-    (model_dir / CONFIG).write_text(text, encoding="utf-8")
+_FILE_NAME = re.compile(rf"[a-z0-9_]+\.safetensors|tokenizer(_[0-9]+)?/{FILE_NAME}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def read_config(model_dir: pathlib.Path | str) -> FaithDiffConfig:
-    """Read a model directory's architecture, and see that its parts are there, each with all its bytes.
+class Contents(NamedTuple):
+    """What a part's file is to hold."""
 
-    Raises:
-        InputError: not a model directory, or one that is incomplete, of another format or with an unknown key.
+    specs: Mapping[str, Spec]
+    """Dotted path -> dtype and shape."""
+    arrays: Arrays
+    """(dotted path, array) in the order of `specs`; one is asked for when the one before is written."""
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Contents":
+        """Arrays in memory."""
+        return cls({path: (array.dtype, array.shape) for path, array in arrays.items()}, arrays.items())
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(Place(dtype, shape, 0).size for dtype, shape in self.specs.values())
+
+
+class ModelDirectory:
+    """A model directory that has been opened: complete, and as its `config.yaml` says.
+
+    Attributes:
+        path: the directory.
+        config: the architecture.
+        defaults: the model's own defaults of restoring, as plain data; what it leaves out has the package's default.
+        files: name, relative to the directory -> size and SHA-256 of every file but `config.yaml` and `README.md`.
+        provenance: where the parameters are from, as plain data.
+        digest: SHA-256 of `config.yaml`, and by the checksums in it of the whole model.
     """
-    model_dir = pathlib.Path(model_dir)
-    if not model_dir.is_dir():
-        raise InputError(f"{model_dir}: no such model directory (convert_weights.py makes one)")
-    path = model_dir / CONFIG
-    if not path.is_file():
-        raise InputError(f"{model_dir}: not a model directory, it has no {CONFIG} (convert_weights.py makes one)")
-    data = load_yaml(path)
-    unknown = sorted(str(key) for key in data if key not in KEYS)
-    if unknown:
-        raise InputError(f"{path}: unknown key {', '.join(unknown)} (known there: {', '.join(KEYS)})")
-    if data.get("format") != FORMAT:
-        raise InputError(f"{path}: format is {data.get('format')!r}, this version reads format {FORMAT}")
-    if not isinstance(data.get("model"), dict):
-        raise InputError(f"{path}: has no model section")
-    config = from_dict(FaithDiffConfig, data["model"], str(path))
-    missing = [name for name in _folders(config) if not (model_dir / name).is_dir()]
-    if missing:
-        raise InputError(f"{model_dir}: incomplete, it has no {', '.join(missing)}")
-    # A copy that was cut short is told here, in a line: Orbax tells it in pages.
-    sizes = data.get("sizes")
-    for part, size in sizes.items() if isinstance(sizes, dict) else ():
-        found = _size(_folder(model_dir, part))
-        if found < size:
-            raise InputError(f"{model_dir}: incomplete, params/{part} has {found} of {size} bytes")
-    checksums = data.get("checksums")
-    for name, checksum in checksums.items() if isinstance(checksums, dict) else ():
-        if _checksum(model_dir / name) != checksum:
-            raise InputError(f"{model_dir}: {name} was changed or is damaged: its checksum is not that of {CONFIG}")
-    return config
+
+    def __init__(self, path: pathlib.Path, data: Mapping[str, Any], digest: str):
+        """Take what `config.yaml` holds; `open` reads it."""
+        source = str(path / CONFIG)
+        self._headers: dict[str, dict[str, Place]] = {}
+        self.path = path
+        self.digest = digest
+        self.config = from_dict(FaithDiffConfig, _mapping(data, "model", source), source)
+        self.defaults: dict[str, Any] = dict(_mapping(data, "restore", source))
+        self.provenance: dict[str, Any] = dict(_mapping(data, "provenance", source))
+        self.files = _records(_mapping(data, "files", source), self.config, source)
+
+    @classmethod
+    def open(cls, path: pathlib.Path | str, verify: bool | None = None) -> "ModelDirectory":
+        """Read `config.yaml` and see that every file is there with all its bytes.
+
+        Args:
+            path: the model directory.
+            verify: compare the checksum of every file too; None does so for models up to 256 MiB.
+
+        Raises:
+            InputError: not a model directory, or one that is incomplete, altered, of another format or with an unknown
+                key.
+        """
+        path = pathlib.Path(path)
+        if not path.is_dir():
+            raise InputError(f"{path}: no such model directory (faithdiff convert makes one)")
+        file = path / CONFIG
+        if not file.is_file():
+            raise InputError(f"{path}: not a model directory, it has no {CONFIG} (faithdiff convert makes one)")
+        data = load_yaml(file)
+        if type(data.get("format")) is int and data["format"] == 1:
+            raise InputError(
+                f"{path}: was written by an earlier version (format 1); "
+                f"convert it with: faithdiff convert --upgrade {path} --output NEW_DIR"
+            )
+        if type(data.get("format")) is not int or data["format"] != FORMAT:
+            raise InputError(f"{file}: format is {data.get('format')!r}, this version reads format {FORMAT}")
+        unknown = sorted(printable(str(key)) for key in data if key not in KEYS)
+        if unknown:
+            raise InputError(f"{file}: unknown key {', '.join(unknown)} (known there: {', '.join(KEYS)})")
+        model = cls(path, data, hashlib.sha256(file.read_bytes()).hexdigest())
+        model._check_sizes()
+        if verify or (verify is None and sum(record.bytes for record in model.files.values()) <= CHECKED_BYTES):
+            model.verify()
+        return model
+
+    def verify(self) -> None:
+        """Compare the checksum of every file.
+
+        Raises:
+            InputError: files that were changed or are damaged, all of them named.
+        """
+        changed = [name for name, wanted in self.files.items() if safetensors_format.record(self.path / name) != wanted]
+        if changed:
+            raise InputError(
+                f"{self.path}: {', '.join(changed)} changed or damaged: the checksum is not the one in {CONFIG}"
+            )
+
+    @property
+    def tokenizers(self) -> list[pathlib.Path]:
+        """The folder of each text encoder's tokenizer."""
+        return [self.path / name for name in numbered("tokenizer", len(self.config.text_encoders))]
+
+    def specs(self, part: str) -> dict[str, Spec]:
+        """Dotted path -> dtype and shape of every array of a part, as stored.
+
+        Raises:
+            InputError: the part's file is damaged.
+        """
+        return {name: (place.dtype, place.shape) for name, place in self._places(part).items()}
+
+    def arrays(self, part: str, paths: Iterable[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (dotted path, array) of a part as stored, in the order of `paths`; None for all, as they are stored."""
+        places = self._places(part)
+        for path in places if paths is None else paths:
+            yield path, safetensors_format.read_tensor(self._file(part), places[path])
+
+    def contents(self, part: str) -> Contents:
+        """A part as it is stored, to `write` elsewhere."""
+        return Contents(self.specs(part), self.arrays(part))
+
+    def load(
+        self,
+        part: str,
+        *,
+        config: FaithDiffConfig | None = None,
+        dtype: Any = None,
+        sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding] | None = None,
+    ) -> Params:
+        """Read the parameters of one part onto their devices; of each only what this process's devices hold, once.
+
+        Args:
+            part: a name of `part_names`.
+            config: the architecture to hold the part to; None for the model's own.
+            dtype: the parameters' dtype, cast as they are read; None for the stored ones.
+            sharding: where to put them: one sharding for all, or one for each dotted path; None for the first local
+                device.
+
+        Returns:
+            The nested dictionary that `nnx.update` and `nnx.merge` take in place of the module's state.
+
+        Raises:
+            InputError: the part is damaged, or its arrays are not those of the architecture (all faults at once).
+        """
+        places = self._places(part)
+        shapes = part_shapes(config or self.config, part)
+        faults = compare(shapes, {path: place.shape for path, place in places.items()})
+        if faults:
+            raise InputError(f"{self._file(part)}: does not fit {CONFIG}: {'; '.join(faults)}")
+        at = sharding if sharding is not None else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        loaded = {}
+        for path in shapes:
+            place = places[path]
+            target = at[path] if isinstance(at, Mapping) else at
+            read = _reader(self._file(part), place, place.dtype if dtype is None else np.dtype(dtype))
+            loaded[path] = jax.make_array_from_callback(place.shape, target, read)
+        return unflatten(loaded)
+
+    @staticmethod
+    def write(
+        output: pathlib.Path | str,
+        config: FaithDiffConfig,
+        parts: Mapping[str, Contents],
+        *,
+        tokenizers: pathlib.Path | str,
+        provenance: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        """Write a model directory, whole or not at all, one array at a time.
+
+        Args:
+            output: the directory; it must not exist, or be empty.
+            config: the architecture.
+            parts: part name -> what it holds; every part of the architecture, exactly.
+            tokenizers: a folder with `tokenizer/`, `tokenizer_2/`, ...; a model directory is one.
+            provenance: plain data on where the parameters are from; the package's version is added.
+            defaults: the model's own defaults of restoring, plain data.
+            allow_nonfinite: whether parameters may be NaN or infinite.
+
+        Raises:
+            ValueError: parts that are not the architecture's.
+            InputError: an output that exists or cannot be written, tokenizers that are missing, or parameters that are
+                NaN or infinite, by name.
+        """
+        output = pathlib.Path(output)
+        refuse_existing(output)
+        names = part_names(config)
+        if set(parts) != set(names):
+            raise ValueError(f"parts are {', '.join(sorted(parts))}: must be {', '.join(sorted(names))}")
+        for part in names:
+            faults = compare(part_shapes(config, part), {path: shape for path, (_, shape) in parts[part].specs.items()})
+            if faults:
+                raise ValueError(f"{part}: does not fit the architecture: {'; '.join(faults)}")
+        copied = tokenizer_files(tokenizers, numbered("tokenizer", len(config.text_encoders)))
+        size = sum(part.size for part in parts.values()) + sum(file.stat().st_size for file in copied.values())
+        nonfinite: list[str] = []
+        with whole(output, size) as target:
+            target.mkdir()
+            files = {}
+            for part in names:
+                arrays = parts[part].arrays if allow_nonfinite else _noting(parts[part].arrays, part, nonfinite)
+                file = target / _file_name(part)
+                files[file.name] = safetensors_format.write_tensors(file, parts[part].specs, arrays)
+            if nonfinite:
+                more = f" and {len(nonfinite) - NAMED_AT_MOST} more" * (len(nonfinite) > NAMED_AT_MOST)
+                raise InputError(
+                    f"{output}: not written, NaN or infinite are {', '.join(nonfinite[:NAMED_AT_MOST])}{more} "
+                    "(--allow-nonfinite writes them anyway)"
+                )
+            files |= copy_tokenizers(copied, target)
+            data = {
+                "format": FORMAT,
+                "model": to_dict(config),
+                "restore": dict(defaults or {}),
+                "files": {name: found._asdict() for name, found in files.items()},
+                "provenance": {"package": f"faithdiff-jax {__version__}", **provenance},
+            }
+            text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+            (target / CONFIG).write_text(text, encoding="utf-8")
+            specs = {part: parts[part].specs for part in names}
+            (target / CARD).write_text(model_card(output.name, config, specs), encoding="utf-8")
+
+    def _places(self, part: str) -> dict[str, Place]:
+        if part not in self._headers:
+            self._headers[part] = safetensors_format.read_header(self._file(part))
+        return self._headers[part]
+
+    def _file(self, part: str) -> pathlib.Path:
+        return self.path / _file_name(part)
+
+    def _check_sizes(self) -> None:
+        # A copy that was cut short, or a file that was left out.
+        faults = []
+        for name, wanted in self.files.items():
+            file = self.path / name
+            found = file.stat().st_size if file.is_file() else None
+            if found is None:
+                faults.append(f"has no {name}")
+            elif found != wanted.bytes:
+                faults.append(f"{name} has {found} of {wanted.bytes} bytes")
+        for folder in self.tokenizers:
+            if folder.is_dir():
+                unknown = {f"{folder.name}/{file.name}" for file in folder.iterdir()} - self.files.keys()
+                faults += [f"{printable(name)} is not listed in {CONFIG}" for name in sorted(unknown)]
+        if faults:
+            raise InputError(f"{self.path}: incomplete or altered: {'; '.join(faults)}")
 
 
-def save_part(model_dir: pathlib.Path, part: str, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write one part; of the arrays no more than `GROUP_BYTES` (or one) are held at a time.
-
-    Args:
-        model_dir: the model directory.
-        part: a name of `part_names`; it must not have been written before.
-        arrays: (dotted path, array), one by one.
-    """
-    target = (model_dir / "params" / part).absolute()
-    context = ocp.Context()
-    context.array.saving.use_compression = False  # random mantissas shrink by 8 %, at four times the time
-    context.memory.deepcopy_host_arrays = False  # nobody changes them meanwhile
-    with context, _quiet():
-        for group in _groups(arrays, lambda item: item[1].nbytes):
-            ocp.partial.save(target, dict(group))
-        ocp.partial.finalize(target)
+def _file_name(part: str) -> str:
+    return f"{part}.safetensors"
 
 
-def stored(model_dir: pathlib.Path | str, part: str) -> dict[str, Spec]:
-    """Dotted path -> dtype and shape of every array of a part on disk."""
-    leaves = _metadata(_folder(model_dir, part))
-    return {path: (np.dtype(leaf.dtype), tuple(leaf.shape)) for path, leaf in leaves.items()}
+def _reader(file: pathlib.Path, place: Place, dtype: np.dtype[Any]) -> Callable[[Index | None], np.ndarray]:
+    """A function that reads slices of a tensor in another dtype, each once: devices may hold the same one."""
+
+    @functools.cache
+    def read(ranges: tuple[tuple[int, int], ...]) -> np.ndarray:
+        index = tuple(slice(start, stop) for start, stop in ranges)
+        return safetensors_format.read_slice(file, place, index).astype(dtype, copy=False)
+
+    def read_index(index: Index | None) -> np.ndarray:
+        index = index or (slice(None),) * len(place.shape)
+        return read(tuple(axis.indices(length)[:2] for axis, length in zip(index, place.shape, strict=True)))
+
+    return read_index
 
 
-def load_arrays(model_dir: pathlib.Path | str, part: str, paths: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (dotted path, array) of a part as stored, in the order of `paths`, with `GROUP_BYTES` in memory at most."""
-    folder = _folder(model_dir, part)
-    leaves = _metadata(folder)
-    for group in _groups(paths, lambda path: math.prod(leaves[path].shape) * np.dtype(leaves[path].dtype).itemsize):
-        wanted = {path: leaf if path in group else ocp.PLACEHOLDER for path, leaf in leaves.items()}
-        with _reading(folder):
-            loaded = ocp.load(folder, wanted)
-        for path in group:
-            yield path, loaded.pop(path)
+def _noting(arrays: Arrays, part: str, nonfinite: list[str]) -> Arrays:
+    """Pass arrays on, and note the names of those with NaN or infinite numbers."""
+    for path, array in arrays:
+        if not safetensors_format.is_finite(array):
+            nonfinite.append(f"{part}.{path}")
+        yield path, array
 
 
-def load_params(
-    model_dir: pathlib.Path | str,
-    part: str,
-    *,
-    config: FaithDiffConfig | None = None,
-    dtype: Any = None,
-    sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding] | None = None,
-) -> Params:
-    """Read the parameters of one part, each straight into its dtype and onto its devices.
-
-    Args:
-        model_dir: the model directory.
-        part: a name of `part_names`.
-        config: what `read_config` gave for the directory; None to read it here.
-        dtype: the parameters' dtype; None for the stored ones, as published.
-        sharding: where to put them: one sharding for all, or one for each dotted path; None for the first local
-            device.
-
-    Returns:
-        The nested dictionary that `nnx.update` and `nnx.merge` take in place of the module's state.
-
-    Raises:
-        InputError: the part is damaged, or its arrays are not those of the architecture (all faults at once).
-    """
-    folder = _folder(model_dir, part)
-    specs = stored(model_dir, part)
-    config = config if config is not None else read_config(model_dir)
-    faults = compare(part_shapes(config, part), {path: shape for path, (_, shape) in specs.items()})
-    if faults:
-        raise InputError(f"{folder}: does not fit {CONFIG}: {'; '.join(faults)}")
-    place = sharding if sharding is not None else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {
-        path: jax.ShapeDtypeStruct(
-            shape,
-            stored_dtype if dtype is None else dtype,
-            sharding=place[path] if isinstance(place, Mapping) else place,
-        )
-        for path, (stored_dtype, shape) in specs.items()
-    }
-    # Orbax fails on an array that reaches its limit.
-    largest = max(
-        math.prod(shape) * max(stored_dtype.itemsize, wanted[path].dtype.itemsize)
-        for path, (stored_dtype, shape) in specs.items()
-    )
-    context = ocp.Context()
-    context.memory.read_concurrent_bytes = max(GROUP_BYTES, 2 * largest)
-    with context, _reading(folder):
-        return unflatten(ocp.load(folder, wanted))
+def _mapping(data: Mapping[str, Any], key: str, source: str) -> Mapping[str, Any]:
+    """A section of config.yaml; only `restore` and `provenance` may be left out."""
+    value = data.get(key, {} if key in ("restore", "provenance") else None)
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"{source}: {key} is {printable(repr(value))}: must be a mapping of names to values")
+    return value
 
 
-def _groups(items: Iterable[Any], size: Any) -> Iterator[list[Any]]:
-    """Cut into runs of `GROUP_BYTES` at most, or of one larger item."""
-    group: list[Any] = []
-    total = 0
-    for item in items:
-        if group and total + size(item) > GROUP_BYTES:
-            yield group
-            group, total = [], 0
-        group.append(item)
-        total += size(item)
-    if group:
-        yield group
-
-
-def _folders(config: FaithDiffConfig) -> list[str]:
-    """What a model directory holds beside its configuration."""
-    parts = [f"params/{part}" for part in part_names(config)]
-    return parts + list(numbered("tokenizer", len(config.text_encoders)))
-
-
-def _checksum(folder: pathlib.Path) -> str:
-    """SHA-256 over the names and bytes of a folder's files."""
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        total.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        total.update(hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
-
-
-def _size(folder: pathlib.Path) -> int:
-    """Bytes of a folder's files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _metadata(folder: pathlib.Path) -> dict[str, Any]:
-    """Dotted path -> what Orbax knows of the array, which also asks for it as an ndarray."""
-    with _reading(folder):
-        metadata = ocp.metadata(folder).metadata
-        if not isinstance(metadata, dict) or not metadata:
-            raise ValueError("its metadata is damaged")
-        return metadata
-
-
-def _folder(model_dir: pathlib.Path | str, part: str) -> pathlib.Path:
-    return (pathlib.Path(model_dir) / "params" / part).absolute()
-
-
-@contextlib.contextmanager
-def _reading(folder: pathlib.Path) -> Iterator[None]:
-    """What Orbax raises for a damaged checkpoint, sometimes a bare Exception, is an InputError here."""
-    try:
-        with _quiet():
-            yield
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise InputError(f"{folder}: cannot be read, convert the weights again ({reason})") from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax reports on each of its steps, and logs beside what it raises."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _records(data: Mapping[str, Any], config: FaithDiffConfig, source: str) -> dict[str, FileRecord]:
+    """The section `files`: every part's file and each tokenizer's, with size and checksum."""
+    records = {}
+    for name, entry in data.items():
+        if not _FILE_NAME.fullmatch(name):
+            raise InputError(f"{source}: files has {printable(name)}: must be PART.safetensors or a tokenizer's file")
+        if not isinstance(entry, dict) or entry.keys() != {"bytes", "sha256"}:
+            raise InputError(f"{source}: files.{printable(name)} must have bytes and sha256")
+        size, checksum = entry["bytes"], entry["sha256"]
+        if type(size) is not int or size < 0 or not isinstance(checksum, str) or not _SHA256.fullmatch(checksum):
+            raise InputError(f"{source}: files.{printable(name)} must have bytes, 0 or more, and 64 hexadecimal digits")
+        records[name] = FileRecord(size, checksum)
+    folders = numbered("tokenizer", len(config.text_encoders))
+    known = {_file_name(part) for part in part_names(config)}
+    missing = sorted(known - records.keys())
+    missing += [f"{folder}/" for folder in folders if not any(name.startswith(f"{folder}/") for name in records)]
+    unknown = sorted(name for name in records.keys() - known if name.split("/")[0] not in folders)
+    if missing or unknown:
+        faults = [f"no {name}" for name in missing] + [
+            f"{printable(name)}, which the model has not" for name in unknown
+        ]
+        raise InputError(f"{source}: files lists {', '.join(faults)}")
+    return records

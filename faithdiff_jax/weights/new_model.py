@@ -4,7 +4,6 @@ architecture + seed -> fresh_params -> write_model -> MODEL_DIR
 """
 
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,18 +11,15 @@ import jax
 import numpy as np
 from flax import nnx
 
-from faithdiff_jax._version import __version__
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.tokenizers import Tokenizers
-from faithdiff_jax.files.writing import refuse_existing, whole
 from faithdiff_jax.models.clip import TextEncoder
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.models.parts import flatten, numbered, part_names, part_shapes
+from faithdiff_jax.models.parts import flatten, numbered
 from faithdiff_jax.models.unet import UNet
 from faithdiff_jax.models.vae import VAE
-from faithdiff_jax.weights import model_directory
 from faithdiff_jax.weights.initialisation import fresh_part
-from faithdiff_jax.weights.keymap import compare
+from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
 
 Arrays = dict[str, np.ndarray]
 """Dotted path -> array, for one part."""
@@ -32,25 +28,6 @@ Arrays = dict[str, np.ndarray]
 _UNET_ZEROS = ("conv2.kernel", "proj_out.kernel", "conv_out.kernel")
 _VAE_ZEROS = ("conv2.kernel", "to_out.kernel")
 _LOG_VARIANCE = -6.0
-
-
-def fresh_model(
-    config: FaithDiffConfig, tokenizers_from: pathlib.Path | str, output: pathlib.Path | str, seed: int
-) -> None:
-    """Write a model directory of an architecture with fresh parameters, float32.
-
-    Args:
-        config: the architecture.
-        tokenizers_from: a folder with `tokenizer/`, `tokenizer_2/`, ...; a model directory is one.
-        output: the model directory; it must not exist, or be empty. It appears whole or not at all.
-        seed: the same seed gives the same numbers.
-
-    Raises:
-        InputError: an output that exists, or a tokenizer that is missing, damaged or of another vocabulary.
-    """
-    refuse_existing(pathlib.Path(output))
-    check_tokenizers(config, tokenizers_from)
-    write_model(config, fresh_params(config, seed), tokenizers_from, output, {"seed": seed})
 
 
 def fresh_params(config: FaithDiffConfig, seed: int) -> dict[str, Arrays]:
@@ -82,6 +59,7 @@ def write_model(
     tokenizers_from: pathlib.Path | str,
     output: pathlib.Path | str,
     provenance: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model directory from parameters in memory, whole or not at all.
 
@@ -91,29 +69,15 @@ def write_model(
         tokenizers_from: a folder with a `tokenizer/` for each text encoder.
         output: the model directory; it must not exist, or be empty.
         provenance: plain data on where the parameters are from; the package's version is added.
+        defaults: the model's own defaults of restoring, plain data.
 
     Raises:
         ValueError: parameters that are not the architecture's.
         InputError: an output that exists or cannot be written, or tokenizers that do not fit.
     """
-    output = pathlib.Path(output)
-    refuse_existing(output)
     check_tokenizers(config, tokenizers_from)
-    parts = part_names(config)
-    if set(params) != set(parts):
-        raise ValueError(f"params has the parts {', '.join(sorted(params))}: must be {', '.join(sorted(parts))}")
-    for part in parts:
-        shapes = {path: array.shape for path, array in params[part].items()}
-        faults = compare(part_shapes(config, part), shapes)
-        if faults:
-            raise ValueError(f"{part}: does not fit the architecture: {'; '.join(faults)}")
-    with whole(output, sum(array.nbytes for arrays in params.values() for array in arrays.values())) as target:
-        target.mkdir()
-        for part in parts:
-            model_directory.save_part(target, part, params[part].items())
-        for folder in _tokenizer_folders(config, tokenizers_from):
-            shutil.copytree(folder, target / folder.name)
-        model_directory.write_config(target, config, {"package": f"faithdiff-jax {__version__}", **provenance})
+    parts = {part: Contents.of(arrays) for part, arrays in params.items()}
+    ModelDirectory.write(output, config, parts, tokenizers=tokenizers_from, provenance=provenance, defaults=defaults)
 
 
 def check_tokenizers(config: FaithDiffConfig, folder: pathlib.Path | str) -> None:

@@ -12,12 +12,12 @@ from faithdiff_jax.files.writing import refuse_existing, whole
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_shapes
-from faithdiff_jax.weights import model_directory
 from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS, Track, untracked
 from faithdiff_jax.weights.keymap import Entry, KeyMap, compare
-from faithdiff_jax.weights.safetensors_format import write_tensors
+from faithdiff_jax.weights.model_directory import CONFIG, ModelDirectory
+from faithdiff_jax.weights.safetensors_format import Spec, write_tensors
 
-Writer = Callable[[pathlib.Path, Mapping[str, model_directory.Spec], Iterable[tuple[str, np.ndarray]]], None]
+Writer = Callable[[pathlib.Path, Mapping[str, Spec], Iterable[tuple[str, np.ndarray]]], object]
 
 
 def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: Track = untracked) -> None:
@@ -35,7 +35,8 @@ def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: T
     """
     output = pathlib.Path(output)
     write = _writer(output)
-    config = model_directory.read_config(model_dir)
+    model = ModelDirectory.open(model_dir)
+    config = model.config
     for key, value, published in (
         ("alignment.kind", config.alignment.kind, AlignmentConfig.kind),
         ("lq_features", config.lq_features, FaithDiffConfig.lq_features),
@@ -47,11 +48,11 @@ def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: T
     keymaps: dict[str, KeyMap] = {}
     dtypes: dict[str, dict[str, np.dtype]] = {}
     for part, part_rules in FAITHDIFF_PARTS.items():
-        stored = model_directory.stored(model_dir, part)
+        stored = model.specs(part)
         shapes = part_shapes(config, part)
         faults = compare(shapes, {path: shape for path, (_, shape) in stored.items()})
         if faults:
-            raise InputError(f"{model_dir}: params/{part} does not fit {model_directory.CONFIG}: {'; '.join(faults)}")
+            raise InputError(f"{model_dir}: {part}.safetensors does not fit {CONFIG}: {'; '.join(faults)}")
         keymaps[part] = KeyMap(part_rules, shapes)
         dtypes[part] = {path: dtype for path, (dtype, _) in stored.items()}
 
@@ -69,7 +70,7 @@ def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: T
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for part, entries in runs:
-            arrays = model_directory.load_arrays(model_dir, part, [entry.path for entry in entries])
+            arrays = model.arrays(part, [entry.path for entry in entries])
             for entry, (_, array) in zip(entries, arrays, strict=True):
                 yield from keymaps[part].write(entry, array)
 
@@ -87,7 +88,7 @@ def _writer(output: pathlib.Path) -> Writer:
     except ImportError:
         raise InputError(f"{output}: a .bin needs PyTorch: pip install 'faithdiff-jax[torch]'") from None
 
-    def write(path: pathlib.Path, specs: Mapping[str, model_directory.Spec], tensors: Iterable[tuple[str, np.ndarray]]):
+    def write(path: pathlib.Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, np.ndarray]]):
         state = {}
         for name, array in tensors:
             if array.dtype == ml_dtypes.bfloat16:  # torch does not know NumPy's
