@@ -80,7 +80,7 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
     config = FaithDiffConfig()
     dtype = jnp.dtype(options.dtype)
     build = lambda: FaithDiffModel(  # noqa: E731
-        config.unet, config.alignment, config.vae, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype
+        config.unet, config.alignment, config.lq_encoder_config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype
     )
     graph, shapes = nnx.split(nnx.eval_shape(build))
     keymap = KeyMap(rules.FAITHDIFF, {path: leaf.shape for path, leaf in flatten(nnx.to_pure_dict(shapes)).items()})

@@ -37,7 +37,7 @@ def main() -> None:
     chip = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices[0]
     config, side = FaithDiffConfig(), options.image // 8
     dtypes = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
-    build = lambda: Denoiser(config.unet, config.alignment, config.vae, rngs=nnx.Rngs(0), **dtypes)  # noqa: E731
+    build = lambda: Denoiser(config.unet, config.alignment, config.feature_channels, rngs=nnx.Rngs(0), **dtypes)  # noqa: E731
     graph, params = nnx.split(nnx.eval_shape(build))
     corners = latent_grid(side, side, 128, 0.5)
     plan = SamplingPlan(

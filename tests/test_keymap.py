@@ -25,7 +25,7 @@ def published_list() -> dict[str, tuple[int, ...]]:
 
 def test_the_model_has_exactly_the_published_tensors():
     config = FaithDiffConfig()
-    model = nnx.eval_shape(lambda: FaithDiffModel(config.unet, config.alignment, config.vae, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: FaithDiffModel(config.unet, config.alignment, config.vae.encoder, rngs=nnx.Rngs(0)))
     shapes = {path: leaf.shape for path, leaf in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
     published = published_list()
     assert len(published) == 1814

@@ -120,7 +120,7 @@ def test_vae_clips_the_log_variance(rng):
 
 def test_lq_encoder_gives_penultimate_features(rng):
     reference = random(lq_encoder())
-    ours = port(lambda: FeatureEncoder(VAE_CONFIG, rngs=nnx.Rngs(0)), rules.LQ_ENCODER, reference.state_dict())
+    ours = port(lambda: FeatureEncoder(VAE_CONFIG.encoder, rngs=nnx.Rngs(0)), rules.LQ_ENCODER, reference.state_dict())
     images = rng.uniform(-1, 1, (1, 48, 40, 3)).astype(np.float32)
     with torch.no_grad():
         expected = reference(nchw(images))
@@ -189,7 +189,7 @@ def test_faithdiff_assembled(rng):
     unet, aligner, encoder = random(unet_sdxl(40)), random(TorchAligner(32, 16)), random(lq_encoder())
     state = {f"denoise_encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     state |= aligner.state_dict() | unet.state_dict()
-    build = lambda: FaithDiffModel(SDXL, AlignmentConfig(mixing="batch"), VAE_CONFIG, rngs=nnx.Rngs(0))  # noqa: E731
+    build = lambda: FaithDiffModel(SDXL, AlignmentConfig(mixing="batch"), VAE_CONFIG.encoder, rngs=nnx.Rngs(0))  # noqa: E731
     ours = port(build, rules.FAITHDIFF, state)
     images, latents = rng.uniform(-1, 1, (2, 40, 56, 3)).astype(np.float32), normal(rng, 2, 5, 7, 4)
     context, pooled, time_ids = normal(rng, 2, 5, 40), normal(rng, 2, 20), rng.uniform(0, 999, (2, 6))

@@ -43,7 +43,7 @@ class Pair:
             module.eval()
         state = self.aligner.state_dict() | self.unet.state_dict()
         config = AlignmentConfig(mixing=mixing)
-        build = lambda: Denoiser(unet_config, config, VAE_CONFIG, rngs=nnx.Rngs(0))  # noqa: E731
+        build = lambda: Denoiser(unet_config, config, VAE_CONFIG.channels[-1], rngs=nnx.Rngs(0))  # noqa: E731
         self.graph, self.parameters = nnx.split(port(build, DENOISER_RULES, state))
         self.sample = jax.jit(
             lambda parameters, plan, *arrays: denoise_module.sample(nnx.merge(self.graph, parameters), plan, *arrays),

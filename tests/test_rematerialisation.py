@@ -44,11 +44,11 @@ def case(name: str):
         module = UNet(UNET, rngs=nnx.Rngs(0))
         arrays = normal(rng, 2, 16, 16, 4), np.array([3.0, 700.0], np.float32), normal(rng, 2, 7, 6)
     elif name == "lq_encoder":
-        module, arrays = FeatureEncoder(ENCODER, rngs=nnx.Rngs(0)), (normal(rng, 1, 32, 32, 3),)
+        module, arrays = FeatureEncoder(ENCODER.encoder, rngs=nnx.Rngs(0)), (normal(rng, 1, 32, 32, 3),)
     else:
         mixing = "batch" if name.endswith("batch") else "none"
         config = AlignmentConfig(mixing=mixing, heads=2, norm_groups=4)
-        module = FaithDiffModel(UNET, config, ENCODER, rngs=nnx.Rngs(0)).denoiser.alignment
+        module = FaithDiffModel(UNET, config, ENCODER.encoder, rngs=nnx.Rngs(0)).denoiser.alignment
         arrays = normal(rng, 2, 4, 4, 8), normal(rng, 2, 4, 4, 16)
         call = lambda module, hidden, features: module(hidden, module.embed(features))  # noqa: E731
     graph, parameters = nnx.split(module)

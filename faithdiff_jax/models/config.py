@@ -6,7 +6,7 @@ from faithdiff_jax.diffusion.schedule import ScheduleConfig
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.unet import UNetConfig
-from faithdiff_jax.models.vae import LQ_FEATURES, VAEConfig
+from faithdiff_jax.models.vae import LQ_FEATURES, EncoderConfig, VAEConfig, feature_channels
 
 CLIP_L = TextEncoderConfig()
 CLIP_BIGG = TextEncoderConfig(
@@ -21,14 +21,28 @@ class FaithDiffConfig:
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
     alignment: AlignmentConfig = AlignmentConfig()
+    lq_encoder: EncoderConfig | None = None
+    """The LQ encoder's sizes; None stands for those of the VAE's encoder, and becomes them."""
     lq_features: str = "penultimate"
     """Where the LQ encoder ends: "penultimate", before the VAE encoder's last norm and convolution; or "last"."""
     text_encoders: tuple[TextEncoderConfig, ...] = (CLIP_L, CLIP_BIGG)
     schedule: ScheduleConfig = ScheduleConfig()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        if self.lq_encoder is None:
+            object.__setattr__(self, "lq_encoder", self.vae.encoder)
         if self.lq_features not in LQ_FEATURES:
             raise ValueError(f"lq_features is {self.lq_features!r}: must be one of {', '.join(LQ_FEATURES)}")
+        if self.lq_encoder_config.image_channels != self.vae.image_channels:
+            raise ValueError(
+                f"lq_encoder.image_channels is {self.lq_encoder_config.image_channels}: must equal "
+                f"vae.image_channels, {self.vae.image_channels}"
+            )
+        if self.lq_encoder_config.factor != self.vae.factor:
+            raise ValueError(
+                f"lq_encoder.channels has {len(self.lq_encoder_config.channels)} levels: must be "
+                f"{len(self.vae.channels)}, as vae.channels, for features of the latents' size"
+            )
         latent = self.vae.latent_channels
         if (self.unet.in_channels, self.unet.out_channels) != (latent, latent):
             raise ValueError(
@@ -44,3 +58,13 @@ class FaithDiffConfig:
         pooled = last.projection or last.width
         if self.unet.pooled_dim not in (None, pooled):
             raise ValueError(f"unet.pooled_dim is {self.unet.pooled_dim}: must be the last encoder's, {pooled}")
+
+    @property
+    def lq_encoder_config(self) -> EncoderConfig:
+        """The LQ encoder's sizes."""
+        return self.lq_encoder or self.vae.encoder
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the LQ features."""
+        return feature_channels(self.lq_encoder_config, self.lq_features)

@@ -6,7 +6,7 @@ from flax import nnx
 
 from faithdiff_jax.models.alignment import AlignmentConfig, make_alignment
 from faithdiff_jax.models.unet import TextKeysValues, UNet, UNetConfig
-from faithdiff_jax.models.vae import VAEConfig, feature_channels, make_lq_encoder
+from faithdiff_jax.models.vae import EncoderConfig, feature_channels, make_lq_encoder
 
 
 class Denoiser(nnx.Module):
@@ -16,8 +16,7 @@ class Denoiser(nnx.Module):
         self,
         unet: UNetConfig,
         alignment: AlignmentConfig,
-        vae: VAEConfig,
-        lq_features: str = "penultimate",
+        feature_channels: int,
         *,
         rngs: nnx.Rngs,
         dtype=None,
@@ -25,7 +24,7 @@ class Denoiser(nnx.Module):
     ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.unet = UNet(unet, **options)
-        self.alignment = make_alignment(alignment, feature_channels(vae, lq_features), unet.channels[0], **options)
+        self.alignment = make_alignment(alignment, feature_channels, unet.channels[0], **options)
 
     def denoise(
         self,
@@ -74,7 +73,7 @@ class FaithDiffModel(nnx.Module):
         self,
         unet: UNetConfig,
         alignment: AlignmentConfig,
-        vae: VAEConfig,
+        lq_encoder: EncoderConfig,
         lq_features: str = "penultimate",
         *,
         rngs: nnx.Rngs,
@@ -82,8 +81,8 @@ class FaithDiffModel(nnx.Module):
         param_dtype=jnp.float32,
     ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        self.lq_encoder = make_lq_encoder(vae, lq_features, **options)
-        self.denoiser = Denoiser(unet, alignment, vae, lq_features, **options)
+        self.lq_encoder = make_lq_encoder(lq_encoder, lq_features, **options)
+        self.denoiser = Denoiser(unet, alignment, feature_channels(lq_encoder, lq_features), **options)
 
     def __call__(
         self,

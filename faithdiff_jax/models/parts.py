@@ -7,7 +7,7 @@ Parameters are nested dictionaries of arrays; dotted paths name their leaves.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,39 @@ from faithdiff_jax.models.clip import TextEncoder
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.faithdiff import Denoiser
 from faithdiff_jax.models.unet import UNet
-from faithdiff_jax.models.vae import VAE, FeatureEncoder, feature_channels, make_lq_encoder
+from faithdiff_jax.models.vae import VAE, FeatureEncoder, make_lq_encoder
+
+Module = TypeVar("Module", bound=nnx.Module)
 
 Params = dict[Any, Any]
 """Nested dictionary of arrays, as `nnx.to_pure_dict` gives; the keys of lists are integers."""
 
 
+def builders(config: FaithDiffConfig) -> dict[str, Callable[..., Any]]:
+    """Part name -> what builds its module, with `rngs`, `dtype` and `param_dtype` as keywords.
+
+    The parts are unet, alignment, lq_encoder, vae and the text encoders: text_encoder, text_encoder_2.
+    """
+    text_encoders = zip(text_encoder_names(config), config.text_encoders, strict=True)
+    return {
+        "unet": functools.partial(UNet, config.unet),
+        "alignment": functools.partial(
+            make_alignment, config.alignment, config.feature_channels, config.unet.channels[0]
+        ),
+        "lq_encoder": functools.partial(make_lq_encoder, config.lq_encoder_config, config.lq_features),
+        "vae": functools.partial(VAE, config.vae),
+        **{name: functools.partial(TextEncoder, encoder) for name, encoder in text_encoders},
+    }
+
+
 def part_names(config: FaithDiffConfig) -> tuple[str, ...]:
     """The parts of a model: unet, alignment, lq_encoder, vae, text_encoder, text_encoder_2."""
-    return ("unet", "alignment", "lq_encoder", "vae", *numbered("text_encoder", len(config.text_encoders)))
+    return tuple(builders(config))
+
+
+def text_encoder_names(config: FaithDiffConfig) -> tuple[str, ...]:
+    """The parts that encode text, in their order."""
+    return numbered("text_encoder", len(config.text_encoders))
 
 
 def numbered(name: str, count: int) -> tuple[str, ...]:
@@ -47,25 +71,11 @@ def part_shapes(config: FaithDiffConfig, part: str) -> dict[str, tuple[int, ...]
 @functools.cache
 def _part_shapes(config: FaithDiffConfig, part: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """`part_shapes`, kept: seconds of tracing at full size, asked for by whoever reads, places or checks a part."""
-
-    def build() -> nnx.Module:
-        rngs = nnx.Rngs(0)
-        if part == "unet":
-            return UNet(config.unet, rngs=rngs)
-        if part == "alignment":
-            channels = feature_channels(config.vae, config.lq_features)
-            return make_alignment(config.alignment, channels, config.unet.channels[0], rngs=rngs)
-        if part == "lq_encoder":
-            return make_lq_encoder(config.vae, config.lq_features, rngs=rngs)
-        if part == "vae":
-            return VAE(config.vae, rngs=rngs)
-        names = part_names(config)
-        if part not in names:
-            raise ValueError(f"part is {part!r}: must be one of {', '.join(names)}")
-        return TextEncoder(config.text_encoders[names.index(part) - names.index("text_encoder")], rngs=rngs)
-
+    build = builders(config).get(part)
+    if build is None:
+        raise ValueError(f"part is {part!r}: must be one of {', '.join(part_names(config))}")
     try:
-        state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
+        state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))), nnx.Param))
     except ValueError as error:
         raise InputError(f"{part}: {error}") from None
     return tuple((path, leaf.shape) for path, leaf in flatten(state).items())
@@ -75,11 +85,14 @@ class Networks:
     """Modules that compute in `dtype` on parameters of any dtype: of the part that a method is named for."""
 
     def __init__(self, config: FaithDiffConfig, dtype: Any):
-        graph = functools.partial(_graph, dtype=dtype, param_dtype=dtype)
-        self._lq_encoder = graph(make_lq_encoder, config.vae, config.lq_features)
-        self._vae = graph(VAE, config.vae)
-        self._denoiser = graph(Denoiser, config.unet, config.alignment, config.vae, config.lq_features)
-        self._text_encoders = [graph(TextEncoder, encoder) for encoder in config.text_encoders]
+        def of(build: Callable[..., Module]) -> nnx.GraphDef[Module]:
+            return graph(functools.partial(build, dtype=dtype, param_dtype=dtype))
+
+        parts = builders(config)
+        self._lq_encoder = of(parts["lq_encoder"])
+        self._vae = of(parts["vae"])
+        self._denoiser = of(functools.partial(Denoiser, config.unet, config.alignment, config.feature_channels))
+        self._text_encoders = [of(parts[name]) for name in text_encoder_names(config)]
 
     def lq_encoder(self, params: Params) -> FeatureEncoder:
         """Images to LQ features."""
@@ -100,9 +113,9 @@ class Networks:
         return jnp.concatenate([hidden for hidden, _ in outputs], axis=-1), outputs[-1][1]
 
 
-def _graph(module: Callable[..., nnx.Module], *configs, **options) -> nnx.GraphDef:
-    """The structure of a module without its parameters, which no memory is spent on."""
-    return nnx.split(nnx.eval_shape(lambda: module(*configs, rngs=nnx.Rngs(0), **options)))[0]
+def graph(build: Callable[..., Module]) -> nnx.GraphDef[Module]:
+    """The structure of the module that `build(rngs=...)` makes, without its parameters, which no memory is spent on."""
+    return nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))[0]
 
 
 def flatten(params: Params, prefix: str = "") -> dict[str, Any]:

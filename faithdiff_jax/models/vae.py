@@ -9,6 +9,7 @@ Images are (B, H, W, 3) in [-1, 1], latents (B, H/f, W/f, latent_channels) with 
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,33 @@ from faithdiff_jax.models.layers import run_block
 
 EPSILON = 1e-6
 LQ_FEATURES = ("penultimate", "last")
+LARGEST_SIZE = 65_536
+MOST_LEVELS = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Sizes of an image encoder, the VAE's or the LQ encoder; the defaults are SDXL's."""
+
+    image_channels: int = 3
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    resnets_per_level: int = 2
+    norm_groups: int = 32
+    out_channels: int = 8
+    """Of the last convolution, which a `FeatureEncoder` does not have: mean and log-variance of the latent."""
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+
+    @property
+    def factor(self) -> int:
+        """Image pixels per pixel of the output, per side."""
+        return 2 ** (len(self.channels) - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """Sizes of the autoencoder, shared by the LQ encoder; the defaults are SDXL's."""
+    """Sizes of the autoencoder; the defaults are SDXL's."""
 
     image_channels: int = 3
     latent_channels: int = 4
@@ -34,19 +57,40 @@ class VAEConfig:
     scaling_factor: float = 0.13025
     """Latents are multiplied by it, so that the diffusion sees unit variance."""
 
-    def __post_init__(self):
-        if not self.channels:
-            raise ValueError("channels is empty: the VAE needs at least one level")
-        for width in self.channels:
-            if width % self.norm_groups:
-                raise ValueError(f"channels has {width}: must be a multiple of norm_groups, {self.norm_groups}")
-        if self.scaling_factor <= 0:
-            raise ValueError(f"scaling_factor is {self.scaling_factor}: must be above 0")
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        if not 0 < self.scaling_factor < math.inf:
+            raise ValueError(f"scaling_factor is {self.scaling_factor}: must be a finite number above 0")
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """The encoder's sizes."""
+        return EncoderConfig(
+            image_channels=self.image_channels,
+            channels=self.channels,
+            resnets_per_level=self.resnets_per_level,
+            norm_groups=self.norm_groups,
+            out_channels=2 * self.latent_channels,
+        )
 
     @property
     def factor(self) -> int:
-        """Image pixels a latent pixel, per side."""
-        return 2 ** (len(self.channels) - 1)
+        """Image pixels per latent pixel, per side."""
+        return self.encoder.factor
+
+
+def _check_sizes(config: EncoderConfig | VAEConfig) -> None:
+    """Raise ValueError for sizes that no encoder has."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for size in value if isinstance(value, tuple) else (value,):
+            if field.name != "scaling_factor" and not 1 <= size <= LARGEST_SIZE:
+                raise ValueError(f"{field.name} has {size}: must be from 1 to {LARGEST_SIZE:,}")
+    if not 1 <= len(config.channels) <= MOST_LEVELS:
+        raise ValueError(f"channels has {len(config.channels)} levels: must have 1 to {MOST_LEVELS}")
+    for width in config.channels:
+        if width % config.norm_groups:
+            raise ValueError(f"channels has {width}: must be a multiple of norm_groups, {config.norm_groups}")
 
 
 class PixelAttention(nnx.Module):
@@ -97,7 +141,7 @@ class MidBlock(nnx.Module):
 class FeatureEncoder(nnx.Module):
     """The VAE encoder without its last norm and convolution: FaithDiff's LQ encoder (section 3.1)."""
 
-    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
         kernel = {"dtype": dtype, "param_dtype": param_dtype}
         widths, groups = config.channels, config.norm_groups
         self.conv_in = conv3x3(config.image_channels, widths[0], rngs=rngs, **kernel)
@@ -125,28 +169,28 @@ class FeatureEncoder(nnx.Module):
 class Encoder(FeatureEncoder):
     """The whole VAE encoder: features, then mean and log-variance of the latent."""
 
-    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
         super().__init__(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         kernel = {"dtype": dtype, "param_dtype": param_dtype}
         self.conv_norm_out = group_norm(config.channels[-1], config.norm_groups, EPSILON, rngs=rngs, **kernel)
-        self.conv_out = conv3x3(config.channels[-1], 2 * config.latent_channels, rngs=rngs, **kernel)
+        self.conv_out = conv3x3(config.channels[-1], config.out_channels, rngs=rngs, **kernel)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """(B, H, W, 3) in [-1, 1] -> (B, H/f, W/f, 2 * latent_channels)."""
+        """(B, H, W, 3) in [-1, 1] -> (B, H/f, W/f, out_channels)."""
         return self.conv_out(nnx.silu(self.conv_norm_out(super().__call__(images))))
 
 
 def make_lq_encoder(
-    config: VAEConfig, lq_features: str, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32
+    config: EncoderConfig, lq_features: str, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32
 ) -> FeatureEncoder:
     """The encoder whose output are the features named, one of `LQ_FEATURES`: "penultimate" as published, or "last"."""
     encoder = {"penultimate": FeatureEncoder, "last": Encoder}[lq_features]
     return encoder(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
 
-def feature_channels(config: VAEConfig, lq_features: str) -> int:
+def feature_channels(config: EncoderConfig, lq_features: str) -> int:
     """Channels of what `make_lq_encoder`'s encoder puts out."""
-    return {"penultimate": config.channels[-1], "last": 2 * config.latent_channels}[lq_features]
+    return {"penultimate": config.channels[-1], "last": config.out_channels}[lq_features]
 
 
 class Decoder(nnx.Module):
@@ -182,7 +226,7 @@ class VAE(nnx.Module):
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
         self.config = config
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        self.encoder = Encoder(config, **options)
+        self.encoder = Encoder(config.encoder, **options)
         self.quant_conv = nnx.Conv(2 * config.latent_channels, 2 * config.latent_channels, (1, 1), **options)
         self.post_quant_conv = nnx.Conv(config.latent_channels, config.latent_channels, (1, 1), **options)
         self.decoder = Decoder(config, **options)

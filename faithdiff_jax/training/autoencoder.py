@@ -24,7 +24,7 @@ from faithdiff_jax.evaluation.metrics import psnr
 from faithdiff_jax.files.images import crop, pad_to_multiple, to_float, to_uint8
 from faithdiff_jax.files.writing import refuse_existing
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.models.parts import Params, flatten, unflatten
+from faithdiff_jax.models.parts import Params, flatten, graph, unflatten
 from faithdiff_jax.models.vae import VAE, VAEConfig
 from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.new_model import check_tokenizers, fresh_params, write_model
@@ -180,7 +180,7 @@ def train(
 @functools.cache
 def _training_step(config: AutoencoderConfig, vae: VAEConfig) -> tuple[optax.GradientTransformation, Callable]:
     """The optimizer, and (parameters, its state, step number, crops) -> both anew, loss, mean squared error."""
-    graph = _graph(vae)
+    structure = graph(functools.partial(VAE, vae))
     latent = (config.batch, config.crop // vae.factor, config.crop // vae.factor, vae.latent_channels)
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup, config.steps)
     optimizer = optax.chain(
@@ -194,7 +194,7 @@ def _training_step(config: AutoencoderConfig, vae: VAEConfig) -> tuple[optax.Gra
         images = crops / 127.5 - 1
 
         def objective(params):
-            return autoencoder_loss(config, nnx.merge(graph, params), images, noise)
+            return autoencoder_loss(config, nnx.merge(structure, params), images, noise)
 
         (loss, squared), gradients = jax.value_and_grad(objective, has_aux=True)(params)
         updates, state = optimizer.update(gradients, state, params)
@@ -207,12 +207,12 @@ def latent_scale(
     config: AutoencoderConfig, vae: VAEConfig, params: dict[str, np.ndarray], photographs: Sequence[np.ndarray]
 ) -> float:
     """What latents must be multiplied by for unit variance, measured on random crops of the photographs."""
-    graph = _graph(vae)
+    structure = graph(functools.partial(VAE, vae))
     crops = random_crops(photographs, CROPS_FOR_SCALE, config.crop, np.random.default_rng((config.seed, 2**32)))
 
     @jax.jit
     def moments(params: Params, images: jax.Array):
-        return nnx.merge(graph, params).moments(images)
+        return nnx.merge(structure, params).moments(images)
 
     nested = unflatten(params)
     batches = np.split(to_float(crops), CROPS_FOR_SCALE // 16)
@@ -224,11 +224,11 @@ def reconstruction_psnr(
     vae: VAEConfig, params: dict[str, np.ndarray], photographs: Sequence[np.ndarray]
 ) -> list[float]:
     """PSNR in dB of each whole photograph after encoding (the mean latent) and decoding, at eight bits."""
-    graph = _graph(vae)
+    structure = graph(functools.partial(VAE, vae))
 
     @jax.jit
     def reconstruct(params: Params, images: jax.Array):
-        network = nnx.merge(graph, params)
+        network = nnx.merge(structure, params)
         moments = network.moments(images)
         return network.decode(network.sample(moments, jnp.zeros((*moments.shape[:3], vae.latent_channels))))
 
@@ -239,7 +239,3 @@ def reconstruction_psnr(
         restored = crop(np.asarray(reconstruct(nested, padded)[0]), *pixels.shape[:2])
         values.append(psnr(to_uint8(restored), pixels))
     return values
-
-
-def _graph(vae: VAEConfig) -> nnx.GraphDef:
-    return nnx.split(nnx.eval_shape(lambda: VAE(vae, rngs=nnx.Rngs(0))))[0]

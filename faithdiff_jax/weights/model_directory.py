@@ -26,7 +26,7 @@ from faithdiff_jax.models.parts import Params, numbered, part_names, part_shapes
 from faithdiff_jax.weights import safetensors_format
 from faithdiff_jax.weights.keymap import compare
 from faithdiff_jax.weights.model_card import model_card
-from faithdiff_jax.weights.safetensors_format import Arrays, FileRecord, Place, Spec, printable
+from faithdiff_jax.weights.safetensors_format import Arrays, FileRecord, Place, Spec, shown
 from faithdiff_jax.weights.tokenizer_files import FILE_NAME, copy_tokenizers, tokenizer_files
 
 FORMAT = 2
@@ -112,7 +112,7 @@ class ModelDirectory:
             )
         if type(data.get("format")) is not int or data["format"] != FORMAT:
             raise InputError(f"{file}: format is {data.get('format')!r}, this version reads format {FORMAT}")
-        unknown = sorted(printable(str(key)) for key in data if key not in KEYS)
+        unknown = sorted(shown(str(key)) for key in data if key not in KEYS)
         if unknown:
             raise InputError(f"{file}: unknown key {', '.join(unknown)} (known there: {', '.join(KEYS)})")
         model = cls(path, data, hashlib.sha256(file.read_bytes()).hexdigest())
@@ -279,7 +279,7 @@ class ModelDirectory:
         for folder in self.tokenizers:
             if folder.is_dir():
                 unknown = {f"{folder.name}/{file.name}" for file in folder.iterdir()} - self.files.keys()
-                faults += [f"{printable(name)} is not listed in {CONFIG}" for name in sorted(unknown)]
+                faults += [f"{shown(name)} is not listed in {CONFIG}" for name in sorted(unknown)]
         if faults:
             raise InputError(f"{self.path}: incomplete or altered: {'; '.join(faults)}")
 
@@ -315,7 +315,7 @@ def _mapping(data: Mapping[str, Any], key: str, source: str) -> Mapping[str, Any
     """A section of config.yaml; only `restore` and `provenance` may be left out."""
     value = data.get(key, {} if key in ("restore", "provenance") else None)
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise InputError(f"{source}: {key} is {printable(repr(value))}: must be a mapping of names to values")
+        raise InputError(f"{source}: {key} is {shown(repr(value))}: must be a mapping of names to values")
     return value
 
 
@@ -324,12 +324,12 @@ def _records(data: Mapping[str, Any], config: FaithDiffConfig, source: str) -> d
     records = {}
     for name, entry in data.items():
         if not _FILE_NAME.fullmatch(name):
-            raise InputError(f"{source}: files has {printable(name)}: must be PART.safetensors or a tokenizer's file")
+            raise InputError(f"{source}: files has {shown(name)}: must be PART.safetensors or a tokenizer's file")
         if not isinstance(entry, dict) or entry.keys() != {"bytes", "sha256"}:
-            raise InputError(f"{source}: files.{printable(name)} must have bytes and sha256")
+            raise InputError(f"{source}: files.{shown(name)} must have bytes and sha256")
         size, checksum = entry["bytes"], entry["sha256"]
         if type(size) is not int or size < 0 or not isinstance(checksum, str) or not _SHA256.fullmatch(checksum):
-            raise InputError(f"{source}: files.{printable(name)} must have bytes, 0 or more, and 64 hexadecimal digits")
+            raise InputError(f"{source}: files.{shown(name)} must have bytes, 0 or more, and 64 hexadecimal digits")
         records[name] = FileRecord(size, checksum)
     folders = numbered("tokenizer", len(config.text_encoders))
     known = {_file_name(part) for part in part_names(config)}
@@ -337,8 +337,6 @@ def _records(data: Mapping[str, Any], config: FaithDiffConfig, source: str) -> d
     missing += [f"{folder}/" for folder in folders if not any(name.startswith(f"{folder}/") for name in records)]
     unknown = sorted(name for name in records.keys() - known if name.split("/")[0] not in folders)
     if missing or unknown:
-        faults = [f"no {name}" for name in missing] + [
-            f"{printable(name)}, which the model has not" for name in unknown
-        ]
+        faults = [f"no {name}" for name in missing] + [f"{shown(name)}, which the model has not" for name in unknown]
         raise InputError(f"{source}: files lists {', '.join(faults)}")
     return records

@@ -7,7 +7,6 @@ tensors that are in memory all at once, and what it reads it maps, so that every
 until the file is closed, at a third of the speed of plain reads: bytes are read and written here.
 """
 
-import collections
 import concurrent.futures
 import hashlib
 import json
@@ -21,6 +20,7 @@ import numpy as np
 import safetensors
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.reading import parse_json, printable, require_file
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -43,6 +43,7 @@ Arrays = Iterable[tuple[str, np.ndarray]]
 
 # The library refuses longer headers too; a file of another kind states lengths of exabytes here.
 LONGEST_HEADER = 100_000_000
+LONGEST_SHOWN = 200
 
 
 class FileRecord(NamedTuple):
@@ -67,10 +68,10 @@ class Place(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def printable(text: str) -> str:
-    """A name out of a file, for a message: control characters escaped, and its middle left out if it is long."""
-    text = text if len(text) <= 200 else f"{text[:150]}...{text[-40:]}"
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+def shown(name: object) -> str:
+    """A name or value out of a file, for a message: control characters escaped, and the middle of a long one cut."""
+    text = str(name)
+    return printable(text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 40]}...{text[-40:]}")
 
 
 def read_header(path: pathlib.Path) -> dict[str, Place]:
@@ -80,8 +81,8 @@ def read_header(path: pathlib.Path) -> dict[str, Place]:
         InputError: the file cannot be read, is not safetensors, is shorter or longer than its header says, holds one
             name twice, tensors that overlap or leave gaps, or a dtype that is not in `DTYPES`.
     """
+    actual = require_file(path, "safetensors file")
     try:
-        actual = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if actual < 8 or length > LONGEST_HEADER:
@@ -97,13 +98,13 @@ def read_header(path: pathlib.Path) -> dict[str, Place]:
         raise InputError(f"{path}: cut short (its tensors need {end} bytes, the file has {actual})")
     for name, (dtype, _, _) in entries.items():
         if dtype not in DTYPES:
-            raise InputError(f"{path}: {printable(name)} has dtype {dtype}, supported are {', '.join(DTYPES)}")
+            raise InputError(f"{path}: {shown(name)} has dtype {dtype}, supported are {', '.join(DTYPES)}")
     try:
         # Types, signs, sizes against shapes, overlaps and gaps are checked by the library.
         with safetensors.safe_open(path, "np"):
             pass
     except Exception as error:  # it has one exception of its own, and passes others on
-        reason = printable(str(error).splitlines()[0])
+        reason = shown(str(error).splitlines()[0])
         raise InputError(f"{path}: not a safetensors file, or a damaged one ({reason})") from None
     return {
         name: Place(DTYPES[dtype], tuple(shape), 8 + length + start)
@@ -113,31 +114,17 @@ def read_header(path: pathlib.Path) -> dict[str, Place]:
 
 def _entries(path: pathlib.Path, header: bytes) -> dict[str, tuple[str, list[int], list[int]]]:
     """Name -> dtype, shape and offsets, as far as the header has them and once each."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            (doubled, _), *_ = collections.Counter(name for name, _ in pairs).most_common(1)
-            raise InputError(f"{path}: not a safetensors file: its header has {printable(doubled)} twice")
-        return found
-
+    entries = parse_json(header.rstrip(b" "), f"{path}: its header")
     try:
-        entries = json.loads(header, object_pairs_hook=once, parse_constant=_refuse_constant)
         entries.pop("__metadata__", None)
         kept = {name: (entry["dtype"], entry["shape"], entry["data_offsets"]) for name, entry in entries.items()}
         for dtype, shape, offsets in kept.values():
             _, _ = offsets
             if not isinstance(dtype, str) or not all(type(number) is int for number in (*shape, *offsets)):
                 raise TypeError
-        return kept
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{path}: not a safetensors file (its header cannot be read)") from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: not a safetensors file (its header is of another kind)") from None
+    return kept
 
 
 def read_tensor(path: pathlib.Path, place: Place) -> np.ndarray:

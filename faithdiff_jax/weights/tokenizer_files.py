@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.tokenizers import TOKENIZER_FILES
-from faithdiff_jax.weights.safetensors_format import FileRecord, printable, record
+from faithdiff_jax.weights.safetensors_format import FileRecord, record, shown
 
 FILE_NAME = r"(?!\.+$)[A-Za-z0-9_.+@ -]+"
 """Pattern of what a file of a tokenizer may be called."""
@@ -30,11 +30,11 @@ def tokenizer_files(folder: pathlib.Path | str, names: Iterable[str]) -> dict[st
         inside = _where_links_may_lead(tokenizer)
         for path in sorted(tokenizer.iterdir()):
             if not re.fullmatch(FILE_NAME, path.name):
-                raise InputError(f"{tokenizer}: {printable(path.name)!r} is no name of a tokenizer's file")
+                raise InputError(f"{tokenizer}: {shown(path.name)!r} is no name of a tokenizer's file")
             if not path.is_file():
-                raise InputError(f"{tokenizer}: {printable(path.name)} is no file: a tokenizer folder holds files only")
+                raise InputError(f"{tokenizer}: {shown(path.name)} is no file: a tokenizer folder holds files only")
             if not path.resolve().is_relative_to(inside):
-                raise InputError(f"{tokenizer}: {printable(path.name)} is a link to a file outside, it is not copied")
+                raise InputError(f"{tokenizer}: {shown(path.name)} is a link to a file outside, it is not copied")
             found[f"{name}/{path.name}"] = path
     if missing:
         raise InputError(f"{folder}: not a diffusers model folder, it has no {', no '.join(missing)}")
