@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from skimage import data as photographs
 
-from faithdiff_jax.data.loader import Loader, LoaderConfig
+from faithdiff_jax.data.loader import DataConfig, Loader
 from faithdiff_jax.data.mixture import SourceConfig
 from faithdiff_jax.files.tokenizers import Tokenizers
 
@@ -146,19 +146,19 @@ def main() -> None:
             source = SourceConfig(pairs=str(root / "pairs"))
             for workers in flags.workers:
                 print(f"{workers} workers")
-                settings = LoaderConfig(sources=(source,), batch=2, crop=16, workers=workers)
-                memory_growth(Loader(settings, tokenize), flags.memory)
+                settings = DataConfig(sources=(source,), crop=16, workers=workers)
+                memory_growth(Loader(settings, tokenize, batch=2), flags.memory)
             return
 
         write_photographs(root / "photographs", 24, flags.quality)
         source = SourceConfig(photos=str(root / "photographs"))
         batches = -(-flags.pairs // flags.batch)
         for workers in flags.workers:
-            settings = LoaderConfig(sources=(source,), batch=flags.batch, crop=flags.crop, workers=workers)
-            rate = pairs_a_second(Loader(settings, tokenize), batches)
+            settings = DataConfig(sources=(source,), crop=flags.crop, workers=workers)
+            rate = pairs_a_second(Loader(settings, tokenize, batch=flags.batch), batches)
             print(f"{workers} workers: {rate:.1f} pairs a second, {rate / max(1, workers):.1f} a worker", flush=True)
-        settings = LoaderConfig(sources=(source,), batch=flags.batch, crop=flags.crop)
-        stage_shares(Loader(settings, tokenize), batches)
+        settings = DataConfig(sources=(source,), crop=flags.crop)
+        stage_shares(Loader(settings, tokenize, batch=flags.batch), batches)
 
 
 if __name__ == "__main__":

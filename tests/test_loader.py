@@ -1,10 +1,13 @@
 """The stream of batches: what is in them, and that they replay whatever makes them."""
 
+import dataclasses
 import json
 import logging
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import coordinates, write, write_caption, write_pairs
 from skimage import data as photographs
 from tiny import write_tokenizer
@@ -12,9 +15,9 @@ from tiny import write_tokenizer
 from faithdiff_jax.config import from_dict
 from faithdiff_jax.data import loader as loader_module
 from faithdiff_jax.data.degradation.degrade import DegradationConfig
-from faithdiff_jax.data.loader import Loader, LoaderConfig
+from faithdiff_jax.data.loader import DataConfig, Loader
 from faithdiff_jax.data.mixture import SourceConfig
-from faithdiff_jax.data.samples import make_example
+from faithdiff_jax.data.samples import make_sample
 from faithdiff_jax.data.shard_writer import make_shards
 from faithdiff_jax.data.sources import PairFolder
 from faithdiff_jax.errors import InputError
@@ -40,8 +43,9 @@ def photos(tmp_path_factory):
     return folder
 
 
-def config(*sources: SourceConfig, **settings) -> LoaderConfig:
-    return LoaderConfig(**{"batch": 2, "crop": 32, "bad_file_limit": 0.2, "sources": sources, **settings})
+def load(tokenize, *sources: SourceConfig, batch=2, process_index=0, process_count=1, **settings) -> Loader:
+    config = DataConfig(**{"crop": 32, "bad_file_limit": 0.2, "sources": sources, **settings})
+    return Loader(config, tokenize, batch=batch, process_index=process_index, process_count=process_count)
 
 
 def take(batches, count):
@@ -56,7 +60,7 @@ def same(left, right):
 
 
 def test_batches(photos, tokenize):
-    loader = Loader(config(SourceConfig(photos=str(photos)), batch=3, caption_dropout=0.0), tokenize)
+    loader = load(tokenize, SourceConfig(photos=str(photos)), batch=3, caption_dropout=0.0)
     batch = next(iter(loader))
     shapes = {name: (array.shape, str(array.dtype)) for name, array in batch.items()}
     assert shapes == {
@@ -68,12 +72,12 @@ def test_batches(photos, tokenize):
         "token_ids_1": ((3, 77), "int32"),
     }
     for row in range(3):
-        example, index, _ = loader.stream[row]
-        assert np.array_equal(batch["hq"][row], to_float(example.hq))
-        assert np.array_equal(batch["lq"][row], to_float(example.lq))
-        assert np.array_equal(batch["time_ids"][row], example.time_ids)
+        sample, index, _ = loader.stream[row]
+        assert np.array_equal(batch["hq"][row], to_float(sample.hq))
+        assert np.array_equal(batch["lq"][row], to_float(sample.lq))
+        assert np.array_equal(batch["time_ids"][row], sample.time_ids)
         assert np.array_equal(batch["index"][row], index)
-        expected = tokenize([example.caption])
+        expected = tokenize([sample.caption])
         assert all(np.array_equal(batch[f"token_ids_{i}"][row], ids[0]) for i, ids in enumerate(expected))
     assert all(batch[name].min() >= -1 and batch[name].max() <= 1 for name in ("hq", "lq"))
     captions = {loader.stream[position][0].caption for position in range(5)}
@@ -83,10 +87,10 @@ def test_batches(photos, tokenize):
 def test_resuming_gives_the_same_batches_for_any_number_of_workers(photos, tokenize):
     """Zero, one and two workers hand the position on to one another; one of the photographs is bad."""
     source = SourceConfig(photos=str(photos))
-    expected = take(iter(Loader(config(source), tokenize)), 11)
+    expected = take(iter(load(tokenize, source)), 11)
     got, state = [], None
     for workers, count in ((0, 3), (1, 3), (2, 3), (0, 2)):
-        with iter(Loader(config(source, workers=workers, prefetch=2), tokenize)) as batches:
+        with iter(load(tokenize, source, workers=workers, prefetch=2)) as batches:
             if state is not None:
                 batches.set_state(json.loads(state))
             got += take(batches, count)
@@ -97,27 +101,27 @@ def test_resuming_gives_the_same_batches_for_any_number_of_workers(photos, token
 
 
 def test_two_processes_share_the_batch_of_one(photos, tokenize):
-    settings = config(SourceConfig(photos=str(photos)), batch=6)
-    whole = iter(Loader(settings, tokenize))
-    parts = [iter(Loader(settings, tokenize, process_index=i, process_count=2)) for i in range(2)]
+    source = SourceConfig(photos=str(photos))
+    whole = iter(load(tokenize, source, batch=6))
+    parts = [iter(load(tokenize, source, batch=6, process_index=i, process_count=2)) for i in range(2)]
     for step in range(4):
         rows = [next(part) for part in parts]
         assert [len(part["hq"]) for part in rows] == [3, 3]
         assert same([{key: np.concatenate([part[key] for part in rows]) for key in rows[0]}], [next(whole)])
         if step == 1:  # both start again, from either's state
             state = parts[1].get_state()
-            parts = [iter(Loader(settings, tokenize, process_index=i, process_count=2)) for i in range(2)]
+            parts = [iter(load(tokenize, source, batch=6, process_index=i, process_count=2)) for i in range(2)]
             for part in parts:
                 part.set_state(state)
 
 
 def test_set_state_goes_back_and_another_batch_size_continues_the_stream(photos, tokenize):
     source = SourceConfig(photos=str(photos))
-    batches = iter(Loader(config(source, batch=4), tokenize))
+    batches = iter(load(tokenize, source, batch=4))
     start, first = batches.get_state(), next(batches)
     batches.set_state(start)
     assert same([next(batches)], [first])
-    pairs = iter(Loader(config(source, batch=2), tokenize))
+    pairs = iter(load(tokenize, source, batch=2))
     pairs.set_state(batches.get_state())
     halves = take(pairs, 2)
     assert same([{key: np.concatenate([half[key] for half in halves]) for key in first}], [next(batches)])
@@ -128,10 +132,10 @@ def test_resuming_makes_nothing_of_what_was_skipped(tmp_path, tokenize, monkeypa
 
     def counted(record, *arguments):
         made.append(record.name)
-        return make_example(record, *arguments)
+        return make_sample(record, *arguments)
 
-    monkeypatch.setattr(loader_module, "make_example", counted)
-    batches = iter(Loader(config(SourceConfig(pairs=str(write_pairs(tmp_path))), batch=3), tokenize))
+    monkeypatch.setattr(loader_module, "make_sample", counted)
+    batches = iter(load(tokenize, SourceConfig(pairs=str(write_pairs(tmp_path))), batch=3))
     batches.set_state({**batches.get_state(), "position": 3_000_000_000})
     next(batches)
     assert len(made) == 3
@@ -146,7 +150,7 @@ def test_resuming_makes_nothing_of_what_was_skipped(tmp_path, tokenize, monkeypa
     ],
 )
 def test_a_state_of_other_data_is_refused(photos, tokenize, change, message):
-    batches = iter(Loader(config(SourceConfig(photos=str(photos))), tokenize))
+    batches = iter(load(tokenize, SourceConfig(photos=str(photos))))
     with pytest.raises(InputError, match=message):
         batches.set_state({**batches.get_state(), **change})
     with pytest.raises(InputError, match="no 'position'"):
@@ -154,11 +158,11 @@ def test_a_state_of_other_data_is_refused(photos, tokenize, change, message):
 
 
 def test_the_same_record_differs_from_epoch_to_epoch(tmp_path, tokenize):
-    stream = Loader(config(SourceConfig(pairs=str(write_pairs(tmp_path)))), tokenize).stream
+    stream = load(tokenize, SourceConfig(pairs=str(write_pairs(tmp_path)))).stream
     crops = {}
     for position in range(12):
-        example, (_, _, record), _ = stream[position]
-        crops.setdefault(int(record), set()).add(example.hq.tobytes())
+        sample, (_, _, record), _ = stream[position]
+        crops.setdefault(int(record), set()).add(sample.hq.tobytes())
     assert all(len(seen) == 4 for seen in crops.values())
 
 
@@ -166,14 +170,14 @@ def test_shards_give_the_stream_of_the_folder(tmp_path, tokenize):
     folder = write_pairs(tmp_path / "pairs", 5)
     make_shards(PairFolder(folder), "pairs", tmp_path / "shards", 2)
     streams = [
-        iter(Loader(config(source), tokenize))
+        iter(load(tokenize, source))
         for source in (SourceConfig(pairs=str(folder)), SourceConfig(shards=str(tmp_path / "shards")))
     ]
     assert same(take(streams[0], 4), take(streams[1], 4))
 
 
 def test_bad_files_are_skipped_named_once_and_replaced(photos, tokenize, caplog):
-    loader = Loader(config(SourceConfig(photos=str(photos)), batch=5), tokenize)
+    loader = load(tokenize, SourceConfig(photos=str(photos)), batch=5)
     with caplog.at_level(logging.WARNING):
         batches = take(iter(loader), 3)
     warned = [record.message for record in caplog.records if record.name == loader_module.__name__]
@@ -188,9 +192,9 @@ def test_bad_files_are_skipped_named_once_and_replaced(photos, tokenize, caplog)
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_stops_with_too_many_bad_files(photos, tokenize, workers):
-    settings = config(SourceConfig(photos=str(photos)), batch=5, bad_file_limit=0.19, workers=workers)
+    source = SourceConfig(photos=str(photos))
     with (
-        iter(Loader(settings, tokenize)) as batches,
+        iter(load(tokenize, source, batch=5, bad_file_limit=0.19, workers=workers)) as batches,
         pytest.raises(InputError, match=r"1 unusable records, bad_file_limit 0\.19 allows 0"),
     ):
         take(batches, 2)
@@ -201,7 +205,7 @@ def test_too_many_bad_files_apart_from_each_other_stop_it_too(tmp_path, tokenize
         write(tmp_path / f"{number}.png", coordinates(40, 40))
     for number in (1, 4, 8):
         (tmp_path / f"{number}.png").write_bytes(b"")
-    batches = iter(Loader(config(SourceConfig(photos=str(tmp_path)), bad_file_limit=0.2), tokenize))
+    batches = iter(load(tokenize, SourceConfig(photos=str(tmp_path)), bad_file_limit=0.2))
     with pytest.raises(InputError, match=r"3 unusable records, bad_file_limit 0\.2 allows 2; see the log"):
         take(batches, 5)
 
@@ -209,7 +213,6 @@ def test_too_many_bad_files_apart_from_each_other_stop_it_too(tmp_path, tokenize
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sources": []}, "sources is empty"),
         ({"sources": [{"photos": "a", "weight": 0.5}, {"pairs": "b", "weight": 0.4}]}, "sum to 0.9: must sum to 1"),
         ({"sources": [{"photos": "a", "pairs": "b"}]}, "photos=a, pairs=b: give one of"),
         ({"sources": [{}]}, "a source has no folder"),
@@ -218,34 +221,88 @@ def test_too_many_bad_files_apart_from_each_other_stop_it_too(tmp_path, tokenize
         ({"sources": [{"shards": "a", "captions": "b"}]}, "shards hold their captions"),
         ({"sources": [{"photo": "a"}]}, r"unknown key sources\[0\]\.photo"),
         ({"crop": 30}, "crop 30: must be a positive multiple"),
-        ({"batch": 0}, "batch 0"),
-        ({"seed": -1}, "seed -1"),
-        ({"workers": -1}, "workers -1"),
-        ({"prefetch": 0}, "prefetch 0"),
-        ({"caption_dropout": 1.5}, "caption_dropout 1.5"),
-        ({"bad_file_limit": -0.1}, "bad_file_limit -0.1"),
+        ({"sources": [{"photos": "a", "weight": float("nan")}]}, "weight nan of photos=a"),
+        ({"sources": [{"photos": "a", "shorter_side": [4, 1 << 40]}]}, "shorter_side 4, 1099511627776"),
+        ({"crop": 1_000_000_000}, "crop 1000000000: must be a whole number up to 8192"),
+        ({"crop": -4}, "crop -4: must be a positive multiple"),
+        ({"crop": "x"}, "crop"),
+        ({"workers": -1}, "workers = -1: must be a whole number from 0 to 1024"),
+        ({"prefetch": 0}, "prefetch = 0"),
+        ({"caption_dropout": 1.5}, "caption_dropout = 1.5"),
+        ({"caption_dropout": float("nan")}, "caption_dropout = nan"),
+        ({"bad_file_limit": -0.1}, "bad_file_limit = -0.1"),
+        ({"bad_file_limit": float("inf")}, "bad_file_limit = inf"),
     ],
 )
 def test_settings_that_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        from_dict(LoaderConfig, {"sources": [{"photos": "a"}], "batch": 2, **changes}, "data.yaml")
+        from_dict(DataConfig, {"sources": [{"photos": "a"}], **changes}, "data.yaml")
 
 
 def test_the_published_mixture_can_be_written_down():
     nature = {"photos": "/nature", "weight": 0.875}
     faces = {"pairs": "/faces", "weight": 0.125, "shorter_side": [512, 768]}
-    settings = from_dict(LoaderConfig, {"sources": [nature, faces], "batch": 256}, "data.yaml")
+    settings = from_dict(DataConfig, {"sources": [nature, faces]}, "data.yaml")
     assert settings.sources[1].shorter_side == (512, 768)
     assert (settings.crop, settings.caption_dropout, settings.degradation) == (512, 0.2, DegradationConfig())
 
 
-def test_what_the_loader_refuses(photos, tokenize):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 3, "process_count": 2}, "batch 3: must be a multiple of the number of processes, 2"),
+        ({"batch": 0}, "batch 0: must be a whole number from 1"),
+        ({"batch": 1 << 21}, "batch 2097152: must be a whole number"),
+        ({"batch": 1 << 20, "crop": 8192}, "1,048,576 samples with crop 8192 take 1688849.9 GB in each process"),
+        ({"batch": 64, "workers": 1000, "crop": 1024}, "GB of shared memory"),
+        ({"sources": ()}, "sources is empty"),
+    ],
+)
+def test_what_the_loader_refuses(photos, tokenize, settings, message):
+    with pytest.raises(InputError, match=message):
+        load(tokenize, SourceConfig(photos=str(photos)), **settings)
+
+
+def test_seeds_processes_and_folders_that_are_refused(photos, tokenize):
     source = SourceConfig(photos=str(photos))
-    with pytest.raises(InputError, match="batch 3: must be a multiple of the number of processes, 2"):
-        Loader(config(source, batch=3), tokenize, process_count=2)
     with pytest.raises(ValueError, match="process_index 2: must be from 0 to 1"):
-        Loader(config(source), tokenize, process_index=2, process_count=2)
+        load(tokenize, source, process_index=2, process_count=2)
     with pytest.raises(InputError, match="nowhere: no such folder"):
-        Loader(config(SourceConfig(photos="nowhere")), tokenize)
-    with pytest.raises(InputError, match="GB of shared memory"):
-        Loader(config(source, crop=4096, batch=1024, workers=1000), tokenize)
+        load(tokenize, SourceConfig(photos="nowhere"))
+    for seed in (-1, 1 << 32, 0.5, True):
+        with pytest.raises(InputError, match=f"seed {seed}: must be a whole number from 0"):
+            Loader(DataConfig(sources=(source,)), tokenize, batch=1, seed=seed)
+
+
+@pytest.mark.parametrize("position", [-1, "1", 1.0, True, None, 1 << 64])
+def test_a_position_of_nonsense_is_refused(photos, tokenize, position):
+    batches = iter(load(tokenize, SourceConfig(photos=str(photos))))
+    with pytest.raises(InputError, match="the saved data position has position"):
+        batches.set_state({**batches.get_state(), "position": position})
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.floats() | st.integers(), max_size=3),
+    st.dictionaries(st.sampled_from(["probability", "scale", "sizes", "photos", "weight"]), st.floats() | st.none()),
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(key=st.sampled_from([field.name for field in dataclasses.fields(DataConfig)]), value=VALUES)
+def test_a_configuration_of_nonsense_is_one_line_or_within_its_ranges(key, value):
+    try:
+        config = from_dict(DataConfig, {"sources": [{"photos": "a"}], key: value}, "data.yaml")
+    except InputError as error:
+        config, message = DataConfig(), str(error)
+    else:
+        message = ""
+    assert "\n" not in message
+    assert 4 <= config.crop <= 8192
+    assert 0 <= config.caption_dropout <= 1
+    assert 0 <= config.bad_file_limit <= 1
+    assert 0 <= config.workers <= 1024 >= config.prefetch >= 1

@@ -31,7 +31,7 @@ from tiny import TOKENIZER_VOCAB_SIZE, write_tokenizer
 
 import faithdiff_jax.sharding
 from faithdiff_jax.cli.train import main
-from faithdiff_jax.data.loader import BatchIterator
+from faithdiff_jax.data.loader import BatchIterator, DataConfig
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.config import FaithDiffConfig
@@ -39,7 +39,7 @@ from faithdiff_jax.models.parts import part_names, part_shapes
 from faithdiff_jax.models.unet import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.training.checkpoints import load_saved, saved_specs, saved_steps
-from faithdiff_jax.training.config import CheckpointConfig, DataConfig, TrainConfig, WatchConfig
+from faithdiff_jax.training.config import CheckpointConfig, TrainConfig, WatchConfig
 from faithdiff_jax.training.step import TrainStep
 from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.new_model import write_model

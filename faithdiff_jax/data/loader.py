@@ -19,9 +19,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from faithdiff_jax.data.degradation.degrade import DegradationConfig
+from faithdiff_jax.data.checks import check_probability, check_whole, is_whole
 from faithdiff_jax.data.mixture import Mixture, SourceConfig, check_weights
-from faithdiff_jax.data.samples import Example, ExampleConfig, make_example
+from faithdiff_jax.data.samples import Sample, SampleConfig, make_sample
 from faithdiff_jax.data.sources import Source
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.images import to_float
@@ -34,42 +34,25 @@ _FLOAT_LEVELS = to_float(np.arange(256, dtype=np.uint8))
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """Settings of the stream; sizes in HQ pixels.
+class DataConfig(SampleConfig):
+    """The sources of the stream, how samples are cut from them, and how the stream is read.
 
-    `batch` is the global batch, shared evenly by all processes. `workers` are operating system processes beside this
-    one; 0 makes each batch when it is asked for. Each worker makes whole batches, `prefetch` of them ahead. Of all
-    records a share of up to `bad_file_limit` may turn out unreadable before training stops. `crop`, `flip`,
-    `caption_dropout` and `degradation` are those of `ExampleConfig`. The seed is a whole number below 2^32.
+    `workers` are operating system processes beside this one; 0 makes each batch when it is asked for. Each worker makes
+    whole batches, `prefetch` of them ahead. Of all records a share of up to `bad_file_limit` may turn out unreadable
+    before training stops.
     """
 
-    sources: tuple[SourceConfig, ...]
-    batch: int
-    crop: int = 512
-    flip: bool = True
-    caption_dropout: float = 0.2
-    degradation: DegradationConfig = DegradationConfig()
-    seed: int = 0
+    sources: tuple[SourceConfig, ...] = ()
     workers: int = 0
     prefetch: int = 1
     bad_file_limit: float = 0.01
 
     def __post_init__(self):
-        check_weights(self.sources)
-        limits = {"batch": (1, 1 << 20), "seed": (0, (1 << 32) - 1), "workers": (0, 1024), "prefetch": (1, 1024)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} {getattr(self, name)}: must be from {low} to {high}")
-        if not 0 <= self.bad_file_limit <= 1:
-            raise ValueError(f"bad_file_limit {self.bad_file_limit}: must be a share, from 0 to 1")
-        _ = self.example  # the checks of that part
-
-    @property
-    def example(self) -> ExampleConfig:
-        """The part of the settings that concerns a single example."""
-        return ExampleConfig(
-            crop=self.crop, flip=self.flip, caption_dropout=self.caption_dropout, degradation=self.degradation
-        )
+        super().__post_init__()
+        if self.sources:
+            check_weights(self.sources)
+        check_whole(self, workers=(0, 1024), prefetch=(1, 1024))
+        check_probability(self, "bad_file_limit")
 
 
 class BadRecord(NamedTuple):
@@ -81,21 +64,21 @@ class BadRecord(NamedTuple):
 
 
 class Stream:
-    """The endless sequence of examples that a configuration describes: `stream[position]`, for any position.
+    """The endless sequence of samples that a configuration describes: `stream[position]`, for any position.
 
     Each is a function of (seed, epoch, source, record): its generator is seeded with these four numbers. A record that
     cannot be read is replaced by the next readable one of its source, with the generator of the record it replaces.
     """
 
-    def __init__(self, config: LoaderConfig, sources: Sequence[Source]):
-        self._config, self._example = config, config.example
+    def __init__(self, config: DataConfig, sources: Sequence[Source], seed: int):
+        self._config, self._seed = config, seed
         self._sources = tuple(sources)
         weights = [source.weight for source in config.sources]
-        self._mixture = Mixture([len(source) for source in sources], weights, config.seed)
+        self._mixture = Mixture([len(source) for source in sources], weights, seed)
         self.bad_limit = int(config.bad_file_limit * sum(map(len, sources)))
 
-    def __getitem__(self, position: int) -> tuple[Example, np.ndarray, list[BadRecord]]:
-        """Make one example; also (source, epoch, record) as three int32, and the bad records met on the way.
+    def __getitem__(self, position: int) -> tuple[Sample, np.ndarray, list[BadRecord]]:
+        """Make one sample; also (source, epoch, record) as three int32, and the bad records met on the way.
 
         Raises InputError after more bad records in a row than may be bad in all.
         """
@@ -103,14 +86,14 @@ class Stream:
         source, bad = self._sources[number], []
         for index in range(first, first + min(len(source), self.bad_limit + 1)):
             index %= len(source)
-            rng = np.random.default_rng([self._config.seed, epoch, number, first])
+            rng = np.random.default_rng([self._seed, epoch, number, first])
             try:
                 shorter_side = self._config.sources[number].shorter_side
-                example = make_example(source[index], rng, self._example, shorter_side)
+                sample = make_sample(source[index], rng, self._config, shorter_side)
             except InputError as error:
                 bad.append(BadRecord(number, index, str(error)))
             else:
-                return example, np.array([number, epoch, index], np.int32), bad
+                return sample, np.array([number, epoch, index], np.int32), bad
         allowed = f"bad_file_limit {self._config.bad_file_limit:g} allows {self.bad_limit} in all"
         raise InputError(f"{source.folder}: {len(bad)} unusable records, {allowed}; the last: {bad[-1].reason}")
 
@@ -120,28 +103,42 @@ class Loader:
 
     The processes' batches, put one below the other in the order of `process_index`, are the batch that a single
     process would get. `tokenize` gives the token ids of B captions, a (B, 77) int32 array for each text encoder;
-    it must survive pickling if there are workers. Scripts that use workers need the `if __name__ == "__main__"` guard.
+    it must survive pickling if there are workers. `batch` is the global one, shared evenly by all processes; `seed` is
+    a whole number below 2^32. Scripts that use workers need the `if __name__ == "__main__"` guard.
 
     A batch is a dict of `hq`, `lq` (B, crop, crop, 3) float32 in [-1, 1]; `token_ids_0`, `token_ids_1`, ...
-    (B, 77) int32; `time_ids` (B, 6) float32, see `Example`; and `index` (B, 3) int32: source, epoch and record.
+    (B, 77) int32; `time_ids` (B, 6) float32, see `Sample`; and `index` (B, 3) int32: source, epoch and record.
 
-    Raises InputError for sources that cannot be opened, for a batch that the processes cannot share evenly, and for
-    workers whose batches do not fit into the shared memory.
+    Raises:
+        InputError: there are no sources or one cannot be opened, the processes cannot share a batch evenly, or a batch
+            does not fit into the memory, or those of the workers into the shared memory.
     """
 
-    def __init__(self, config: LoaderConfig, tokenize: Tokenize, *, process_index: int = 0, process_count: int = 1):
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenize: Tokenize,
+        *,
+        batch: int,
+        seed: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
         if not 0 <= process_index < process_count:
             raise ValueError(f"process_index {process_index}: must be from 0 to {process_count - 1}")
-        if config.batch % process_count:
-            raise InputError(f"batch {config.batch}: must be a multiple of the number of processes, {process_count}")
-        self.config = config
+        for name, value, (low, high) in (("batch", batch, (1, 1 << 20)), ("seed", seed, (0, (1 << 32) - 1))):
+            if not (is_whole(value) and low <= value <= high):
+                raise InputError(f"{name} {value!r:.60}: must be a whole number from {low} to {high}")
+        if batch % process_count:
+            raise InputError(f"batch {batch}: must be a multiple of the number of processes, {process_count}")
+        check_weights(config.sources)
+        self.config, self.batch, self.seed = config, batch, seed
         self.tokenize = tokenize
-        self.local_batch = config.batch // process_count
+        self.local_batch = batch // process_count
         self.first_row = process_index * self.local_batch
-        if config.workers:
-            _check_shared_memory(config, self.local_batch)
+        _check_memory(config, self.local_batch)
         self.sources = [source.open() for source in config.sources]
-        self.stream = Stream(config, self.sources)
+        self.stream = Stream(config, self.sources, seed)
         for source, settings in zip(self.sources, config.sources, strict=True):
             logger.info("%s (%g %% of the stream)", source.summary, 100 * settings.weight)
 
@@ -170,7 +167,7 @@ class BatchIterator:
             self._batches = iter(self._pipeline())
         batch, bad = next(self._batches)
         self._count(bad)
-        self._position += self._loader.config.batch
+        self._position += self._loader.batch
         # Arrays from a worker lie in shared memory, which an array that outlives its iterator would still hold at exit.
         return {name: array if type(array) is np.ndarray else np.array(array) for name, array in batch.items()}
 
@@ -185,7 +182,7 @@ class BatchIterator:
         config, sources = self._loader.config, self._loader.sources
         return {
             "position": self._position,
-            "seed": config.seed,
+            "seed": self._loader.seed,
             "records": [len(source) for source in sources],
             "weights": [source.weight for source in config.sources],
         }
@@ -201,8 +198,11 @@ class BatchIterator:
                 raise InputError(f"the saved data position has no {name!r}, it is not one of this loader's")
             if name != "position" and state[name] != expected:
                 raise InputError(f"the saved data position has {name} {state[name]}, the data now has {expected}")
+        position = state["position"]
+        if not (is_whole(position) and 0 <= position < sys.maxsize):
+            raise InputError(f"the saved data position has position {position!r:.60}, it must be a count of samples")
         self.close()
-        self._position = int(state["position"])
+        self._position = position
 
     def close(self) -> None:
         """Stop the workers. The next batch starts new ones."""
@@ -238,7 +238,7 @@ class _Batches:
 
     def __init__(self, loader: Loader, start: int):
         self._stream, self._tokenize = loader.stream, loader.tokenize
-        self._start, self._step = start + loader.first_row, loader.config.batch
+        self._start, self._step = start + loader.first_row, loader.batch
         self._rows = loader.local_batch
 
     def __len__(self) -> int:
@@ -246,14 +246,14 @@ class _Batches:
 
     def __getitem__(self, number: int) -> tuple[Batch, list[BadRecord]]:
         first = self._start + number * self._step
-        examples, indices, bad = zip(*(self._stream[first + row] for row in range(self._rows)), strict=True)
+        samples, indices, bad = zip(*(self._stream[first + row] for row in range(self._rows)), strict=True)
         batch = {
-            "hq": _stack_floats([example.hq for example in examples]),
-            "lq": _stack_floats([example.lq for example in examples]),
-            "time_ids": np.stack([example.time_ids for example in examples]),
+            "hq": _stack_floats([sample.hq for sample in samples]),
+            "lq": _stack_floats([sample.lq for sample in samples]),
+            "time_ids": np.stack([sample.time_ids for sample in samples]),
             "index": np.stack(indices),
         }
-        for encoder, ids in enumerate(self._tokenize([example.caption for example in examples])):
+        for encoder, ids in enumerate(self._tokenize([sample.caption for sample in samples])):
             batch[f"token_ids_{encoder}"] = ids
         return batch, [record for met in bad for record in met]
 
@@ -282,11 +282,17 @@ def _end_with_main_process() -> None:
         os._exit(1)
 
 
-def _check_shared_memory(config: LoaderConfig, local_batch: int) -> None:
-    """Stop before a worker does: writing beyond the shared memory's end kills it without a message."""
-    if not os.path.isdir(SHARED_MEMORY):
-        return
+def _check_memory(config: DataConfig, local_batch: int) -> None:
+    """Refuse what cannot fit before anything is read: writing beyond the shared memory kills a worker silently."""
     batch_bytes = local_batch * 2 * config.crop**2 * 3 * 4
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if batch_bytes > memory:
+        raise InputError(
+            f"{local_batch:,} samples with crop {config.crop} take {batch_bytes / 1e9:.1f} GB in each process, "
+            f"the machine has {memory / 1e9:.1f} GB: lower batch or crop"
+        )
+    if not config.workers or not os.path.isdir(SHARED_MEMORY):
+        return
     # For each worker those waiting and the one to follow; and two in use here.
     needed = (config.workers * (config.prefetch + 1) + 2) * batch_bytes
     status = os.statvfs(SHARED_MEMORY)

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from faithdiff_jax.data.checks import is_number, is_whole
 from faithdiff_jax.data.shards import ShardSource
 from faithdiff_jax.data.sources import PAIR_SCALE, PairFolder, PhotoFolder, Source
 from faithdiff_jax.errors import InputError
 
+LONGEST_SIDE = 8192
 _WEIGHT_STEPS = 1_000_000  # weights are kept to six digits
 
 
@@ -37,14 +39,14 @@ class SourceConfig:
             raise InputError(f"a source has {', '.join(given) or 'no folder'}: give one of {', '.join(folders)}")
         if self.shards is not None and self.captions is not None:
             raise InputError(f"captions={self.captions} with {given[0]}: shards hold their captions")
-        if not 1 / _WEIGHT_STEPS <= self.weight <= 1:
+        if not (is_number(self.weight) and 1 / _WEIGHT_STEPS <= self.weight <= 1):
             raise InputError(f"weight {self.weight} of {given[0]}: must be above 0 and at most 1")
         if self.shorter_side is not None:
             low, high = self.shorter_side
-            if not 0 < low <= high or low % PAIR_SCALE or high % PAIR_SCALE:
-                raise InputError(
-                    f"shorter_side {low}, {high} of {given[0]}: must be two multiples of {PAIR_SCALE}, the lower first"
-                )
+            whole = is_whole(low) and is_whole(high)
+            if not whole or not 0 < low <= high <= LONGEST_SIDE or low % PAIR_SCALE or high % PAIR_SCALE:
+                limit = f"two multiples of {PAIR_SCALE} up to {LONGEST_SIDE}, the lower first"
+                raise InputError(f"shorter_side {low}, {high} of {given[0]}: must be {limit}")
 
     def open(self) -> Source:
         """Open and check the source; raises InputError as its class says."""

@@ -1,4 +1,4 @@
-"""One record and one generator to one training example: flip, crop, degradation, resize back up, caption, time numbers.
+"""One record and one generator to one training sample: flip, crop, degradation, resize back up, caption, time numbers.
 
 The offline recipe degrades a whole photograph, and crops the pair when it trains. Here a photograph is cropped first
 and the crop alone is degraded, which is what makes degradation while training affordable. The difference: blurs and
@@ -12,21 +12,25 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from faithdiff_jax.data.checks import check_probability, is_whole
 from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.degradation.degrade import DegradationConfig, degrade
 from faithdiff_jax.data.sources import PAIR_SCALE, Record, check_pair_size
 from faithdiff_jax.files.captions import trim_caption
 
 UPSCALING = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+LARGEST_CROP = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExampleConfig:
-    """How an example is cut from a record; `crop` is in HQ pixels, and a multiple of the degradation's scale and of 4.
+class SampleConfig:
+    """How a sample is cut from a record.
 
-    `flip` mirrors half of the pictures left to right; `caption_dropout` is the share of captions replaced by "".
+    `crop` is the side in HQ pixels, a multiple of the degradation's scale and of 4, up to `LARGEST_CROP`. `flip`
+    mirrors half of the pictures left to right; `caption_dropout` is the share of captions replaced by "".
     """
 
     crop: int = 512
@@ -35,30 +39,31 @@ class ExampleConfig:
     degradation: DegradationConfig = DegradationConfig()
 
     def __post_init__(self):
+        if not is_whole(self.crop) or self.crop > LARGEST_CROP:
+            raise ValueError(f"crop {self.crop!r:.60}: must be a whole number up to {LARGEST_CROP}")
         for scale in (PAIR_SCALE, self.degradation.scale):
             if self.crop < scale or self.crop % scale:
                 raise ValueError(f"crop {self.crop}: must be a positive multiple of the scale {scale}")
-        if not 0 <= self.caption_dropout <= 1:
-            raise ValueError(f"caption_dropout {self.caption_dropout}: must be a probability, from 0 to 1")
+        check_probability(self, "caption_dropout")
 
 
-class Example(NamedTuple):
-    """One example: `hq` and `lq` (crop, crop, 3) uint8, the trimmed caption, and SDXL's six time numbers.
+class Sample(NamedTuple):
+    """One sample: `hq` and `lq` (crop, crop, 3) uint8, the trimmed caption, and SDXL's six time numbers.
 
     The time numbers are float32, in HQ pixels: height and width of the picture before it was padded or cropped, top
     and left of the crop, and the crop twice.
     """
 
-    hq: np.ndarray
-    lq: np.ndarray
+    hq: UInt8[np.ndarray, "crop crop 3"]
+    lq: UInt8[np.ndarray, "crop crop 3"]
     caption: str
-    time_ids: np.ndarray
+    time_ids: Float32[np.ndarray, " 6"]
 
 
-def make_example(
-    record: Record, rng: np.random.Generator, config: ExampleConfig, shorter_side: tuple[int, int] | None = None
-) -> Example:
-    """Make an example of a record: a pure function of its arguments and the generator's state.
+def make_sample(
+    record: Record, rng: np.random.Generator, config: SampleConfig, shorter_side: tuple[int, int] | None = None
+) -> Sample:
+    """Make a sample of a record: a pure function of its arguments and the generator's state.
 
     `shorter_side` is that of `SourceConfig`. A picture smaller than the crop is continued to the right and below by
     its mirror image (without repeating the border pixel), as published. Raises InputError, naming the record, for a
@@ -84,7 +89,7 @@ def make_example(
 
     caption = "" if rng.random() < config.caption_dropout else trim_caption(record.caption)
     time_ids = np.array([height, width, top, left, config.crop, config.crop], np.float32)
-    return Example(hq, lq, caption, time_ids)
+    return Sample(hq, lq, caption, time_ids)
 
 
 def _decode(record: Record, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:

@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from faithdiff_jax.config import from_dict, load_yaml, override
-from faithdiff_jax.data.degradation.degrade import DegradationConfig
-from faithdiff_jax.data.loader import LoaderConfig
-from faithdiff_jax.data.mixture import SourceConfig
+from faithdiff_jax.data.loader import DataConfig
 from faithdiff_jax.errors import InputError
 
 LOSSES = ("l1", "l2")
@@ -111,20 +109,6 @@ class MeshConfig:
 
     data: int = 1
     fsdp: int = -1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The stream of training pairs, but for the batch and the seed, which are the run's; see `LoaderConfig`."""
-
-    sources: tuple[SourceConfig, ...] = ()
-    crop: int = 512
-    flip: bool = True
-    caption_dropout: float = 0.2
-    degradation: DegradationConfig = DegradationConfig()
-    workers: int = 0
-    prefetch: int = 1
-    bad_file_limit: float = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,12 +213,6 @@ class TrainConfig:
         _one_of("rematerialisation", self.rematerialisation, REMATERIALISATIONS)
         for part in self.fresh:
             _one_of("fresh", part, ("alignment", "lq_encoder"))
-
-    @property
-    def loader(self) -> LoaderConfig:
-        """The data's configuration, with the run's batch and seed."""
-        fields = {field.name: getattr(self.data, field.name) for field in dataclasses.fields(DataConfig)}
-        return LoaderConfig(**fields, batch=self.batch, seed=self.seed)
 
 
 # What a resumed run may change: none of it bears on the parameters that come out.

@@ -111,13 +111,16 @@ def open_loader(config: TrainConfig, tokenizers: Tokenizers) -> Loader:
     """This process's share of the data.
 
     Raises:
-        InputError: settings outside their range, or sources that cannot be opened.
+        InputError: no sources, or ones that cannot be opened; batches that cannot be shared or do not fit the memory.
     """
-    try:
-        settings = config.loader
-    except ValueError as error:
-        raise InputError(f"data: {error}") from None
-    return Loader(settings, tokenizers, process_index=jax.process_index(), process_count=jax.process_count())
+    return Loader(
+        config.data,
+        tokenizers,
+        batch=config.batch,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def load_tokenizers(model: FaithDiffConfig, model_dir: pathlib.Path) -> Tokenizers:

@@ -6,6 +6,8 @@ Ranges are (low, high), both ends included; angles and cut-offs in radians, nois
 import math
 from dataclasses import asdict, dataclass, field
 
+from faithdiff_jax.data.checks import check_distribution, check_probability, check_range, check_whole, label
+
 Range = tuple[float, float]
 
 RESIZE_MODES = ("area", "bilinear", "bicubic")
@@ -24,7 +26,7 @@ class FamilyProbabilities:
     plateau_aniso: float = 0.03
 
     def __post_init__(self):
-        _check_distribution(self, *asdict(self))
+        check_distribution(self, *asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +51,15 @@ class BlurConfig:
     sinc_large_from: int = 13
 
     def __post_init__(self):
-        _check_probability(self, "probability", "sinc_probability")
+        check_probability(self, "probability", "sinc_probability")
         _check_sizes(self, "sizes")
-        _check_range(self, "sigma", 1e-3, LARGEST_KERNEL)
-        _check_range(self, "rotation", -math.pi, math.pi)
+        check_whole(self, sinc_large_from=(0, LARGEST_KERNEL + 1))
+        check_range(self, "sigma", 1e-3, LARGEST_KERNEL)
+        check_range(self, "rotation", -math.pi, math.pi)
         for name in ("beta_generalized", "beta_plateau"):
-            _check_range(self, name, 1e-3, 100, around_one=True)
+            check_range(self, name, 1e-3, 100, around_one=True)
         for name in ("sinc_omega_small", "sinc_omega_large"):
-            _check_range(self, name, 1e-3, math.pi)
+            check_range(self, name, 1e-3, math.pi)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,8 @@ class ResizeConfig:
     scale: Range
 
     def __post_init__(self):
-        _check_distribution(self, "up", "down", "keep")
-        _check_range(self, "scale", 1e-2, 16, around_one=True)
+        check_distribution(self, "up", "down", "keep")
+        check_range(self, "scale", 1e-2, 16, around_one=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +90,9 @@ class NoiseConfig:
     gray_probability: float = 0.4
 
     def __post_init__(self):
-        _check_probability(self, "probability", "gaussian_probability", "gray_probability")
-        _check_range(self, "gaussian_sigma", 0, 255)
-        _check_range(self, "poisson_scale", 0, 100)
+        check_probability(self, "probability", "gaussian_probability", "gray_probability")
+        check_range(self, "gaussian_sigma", 0, 255)
+        check_range(self, "poisson_scale", 0, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +103,8 @@ class JpegConfig:
     quality: tuple[int, int]
 
     def __post_init__(self):
-        _check_probability(self, "probability")
-        _check_range(self, "quality", 1, 100, whole=True)
+        check_probability(self, "probability")
+        check_range(self, "quality", 1, 100, whole=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +116,9 @@ class FinalSincConfig:
     omega: Range = (math.pi / 3, math.pi)
 
     def __post_init__(self):
-        _check_probability(self, "probability")
+        check_probability(self, "probability")
         _check_sizes(self, "sizes")
-        _check_range(self, "omega", 1e-3, math.pi)
+        check_range(self, "omega", 1e-3, math.pi)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,55 +155,16 @@ class DegradationConfig:
     jpeg_last_probability: float = 0.5
 
     def __post_init__(self):
-        if not (_is_whole(self.scale) and 1 <= self.scale <= 16):
-            raise ValueError(f"DegradationConfig.scale = {self.scale}: must be a whole number from 1 to 16")
+        check_whole(self, scale=(1, 16))
         modes = self.resize_modes
-        if isinstance(modes, str) or not modes or any(mode not in RESIZE_MODES for mode in modes):
+        if not isinstance(modes, (tuple, list)) or not modes or any(mode not in RESIZE_MODES for mode in modes):
             raise ValueError(
                 f"DegradationConfig.resize_modes = {modes}: must list at least one of {', '.join(RESIZE_MODES)}"
             )
-        _check_probability(self, "jpeg_last_probability")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _label(config: object, name: str) -> str:
-    return f"{type(config).__name__}.{name} = {getattr(config, name)}"
-
-
-def _check_probability(config: object, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{_label(config, name)}: must be a probability, from 0 to 1")
-
-
-def _check_distribution(config: object, *names: str) -> None:
-    _check_probability(config, *names)
-    total = sum(getattr(config, name) for name in names)
-    if not math.isclose(total, 1.0, abs_tol=1e-6):
-        listed = ", ".join(f"{name} {getattr(config, name)}" for name in names)
-        raise ValueError(f"{type(config).__name__}: {listed} sum to {total:g}, must sum to 1")
-
-
-def _check_range(
-    config: object, name: str, lowest: float, highest: float, *, around_one: bool = False, whole: bool = False
-) -> None:
-    value = getattr(config, name)
-    try:
-        low, high = value
-    except (TypeError, ValueError):
-        raise ValueError(f"{_label(config, name)}: must be two numbers, low and high") from None
-    if whole and not (_is_whole(low) and _is_whole(high)):
-        raise ValueError(f"{_label(config, name)}: must be two whole numbers")
-    if not lowest <= low <= high <= highest:
-        raise ValueError(f"{_label(config, name)}: must be low <= high, from {lowest:g} to {highest:g}")
-    if around_one and not low <= 1 <= high:
-        raise ValueError(f"{_label(config, name)}: must be low <= 1 <= high")
+        check_probability(self, "jpeg_last_probability")
 
 
 def _check_sizes(config: object, name: str) -> None:
-    _check_range(config, name, 1, LARGEST_KERNEL, whole=True)
+    check_range(config, name, 1, LARGEST_KERNEL, whole=True)
     if any(size % 2 == 0 for size in getattr(config, name)):
-        raise ValueError(f"{_label(config, name)}: kernel sizes are odd")
+        raise ValueError(f"{label(config, name)}: kernel sizes are odd")

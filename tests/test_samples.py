@@ -1,4 +1,4 @@
-"""One example: flip, crop, degradation, resize back up, caption and time numbers, against the same done by hand."""
+"""One sample: flip, crop, degradation, resize back up, caption and time numbers, against the same done by hand."""
 
 import math
 from collections import Counter
@@ -10,7 +10,7 @@ from PIL import Image
 
 from faithdiff_jax.data.degradation.config import BlurConfig, FinalSincConfig, JpegConfig, NoiseConfig, ResizeConfig
 from faithdiff_jax.data.degradation.degrade import DegradationConfig
-from faithdiff_jax.data.samples import UPSCALING, ExampleConfig, make_example
+from faithdiff_jax.data.samples import UPSCALING, SampleConfig, make_sample
 from faithdiff_jax.data.sources import Record
 from faithdiff_jax.errors import InputError
 
@@ -30,7 +30,7 @@ IDENTITY = DegradationConfig(
     jpeg2=_NO_JPEG,
     final_sinc=FinalSincConfig(probability=0.0),
 )
-CUT = ExampleConfig(crop=16, degradation=IDENTITY)
+CUT = SampleConfig(crop=16, degradation=IDENTITY)
 
 
 def expected_crops(picture, time_ids, size):
@@ -49,16 +49,16 @@ def test_crops_of_a_pair_lie_at_the_same_place(rng):
     record = Record(name="x", hq=encode(hq), lq=(encode(lq),))
     modes, flips, places = Counter(), Counter(), set()
     for _ in range(200):
-        example = make_example(record, rng, CUT)
-        assert example.time_ids.tolist()[:2] == [80, 96]
-        assert example.time_ids.tolist()[4:] == [16, 16]
-        top, left = example.time_ids[2:4].astype(int)
+        sample = make_sample(record, rng, CUT)
+        assert sample.time_ids.tolist()[:2] == [80, 96]
+        assert sample.time_ids.tolist()[4:] == [16, 16]
+        top, left = sample.time_ids[2:4].astype(int)
         assert top % 4 == left % 4 == 0
         places.add((top, left))
-        flipped = int(np.array_equal(example.hq, expected_crops(hq, example.time_ids, 16)[1]))
-        assert np.array_equal(example.hq, expected_crops(hq, example.time_ids, 16)[flipped])
-        small = expected_crops(lq, example.time_ids / 4, 4)[flipped]
-        matches = [np.array_equal(example.lq, wanted) for wanted in upscalings(small, 16)]
+        flipped = int(np.array_equal(sample.hq, expected_crops(hq, sample.time_ids, 16)[1]))
+        assert np.array_equal(sample.hq, expected_crops(hq, sample.time_ids, 16)[flipped])
+        small = expected_crops(lq, sample.time_ids / 4, 4)[flipped]
+        matches = [np.array_equal(sample.lq, wanted) for wanted in upscalings(small, 16)]
         assert sum(matches) == 1
         modes[matches.index(True)] += 1
         flips[flipped] += 1
@@ -72,27 +72,27 @@ def test_the_degraded_crop_of_a_photograph_is_that_of_its_crop(rng):
     hq = coordinates(70, 91)
     record = Record(name="x", hq=encode(hq))
     for _ in range(50):
-        example = make_example(record, rng, CUT)
-        assert any(np.array_equal(example.hq, crop) for crop in expected_crops(hq, example.time_ids, 16))
-        means = example.hq.reshape(4, 4, 4, 4, 3).mean((1, 3)).round().astype(np.uint8)
-        assert min(np.abs(example.lq.astype(int) - wanted).max() for wanted in upscalings(means, 16)) <= 1
-    top, left = np.array([make_example(record, rng, CUT).time_ids[2:4] for _ in range(400)]).max(0)
+        sample = make_sample(record, rng, CUT)
+        assert any(np.array_equal(sample.hq, crop) for crop in expected_crops(hq, sample.time_ids, 16))
+        means = sample.hq.reshape(4, 4, 4, 4, 3).mean((1, 3)).round().astype(np.uint8)
+        assert min(np.abs(sample.lq.astype(int) - wanted).max() for wanted in upscalings(means, 16)) <= 1
+    top, left = np.array([make_sample(record, rng, CUT).time_ids[2:4] for _ in range(400)]).max(0)
     assert (top, left) == (70 - 16, 91 - 16)
 
 
 def test_without_flips_and_dropout(rng):
     hq = coordinates(40, 40)
     record = Record(name="x", hq=encode(hq), caption="The image features a cat.")
-    settings = ExampleConfig(crop=16, flip=False, caption_dropout=0.0, degradation=IDENTITY)
+    settings = SampleConfig(crop=16, flip=False, caption_dropout=0.0, degradation=IDENTITY)
     for _ in range(20):
-        example = make_example(record, rng, settings)
-        assert np.array_equal(example.hq, expected_crops(hq, example.time_ids, 16)[0])
-        assert example.caption == "A cat.."
+        sample = make_sample(record, rng, settings)
+        assert np.array_equal(sample.hq, expected_crops(hq, sample.time_ids, 16)[0])
+        assert sample.caption == "A cat.."
 
 
 def test_captions_are_dropped_as_often_as_stated(rng):
     record = Record(name="x", hq=encode(coordinates(16, 16)), caption="The image features a cat.")
-    dropped = sum(make_example(record, rng, CUT).caption == "" for _ in range(1000))
+    dropped = sum(make_sample(record, rng, CUT).caption == "" for _ in range(1000))
     assert abs(dropped - 200) <= 4 * math.sqrt(1000 * 0.2 * 0.8)
 
 
@@ -106,35 +106,35 @@ def test_pictures_smaller_than_the_crop_are_continued_by_their_mirror_image(shap
         return np.pad(image, (*padding, (0, 0)), mode="reflect")
 
     for record in (pair, Record(name="x", hq=encode(hq))):
-        example = make_example(record, rng, ExampleConfig(crop=16, flip=False, degradation=IDENTITY))
-        assert example.time_ids.tolist()[:2] == list(shape)
-        assert np.array_equal(example.hq, expected_crops(padded(hq, 16), example.time_ids, 16)[0])
+        sample = make_sample(record, rng, SampleConfig(crop=16, flip=False, degradation=IDENTITY))
+        assert sample.time_ids.tolist()[:2] == list(shape)
+        assert np.array_equal(sample.hq, expected_crops(padded(hq, 16), sample.time_ids, 16)[0])
         if record.lq:
-            small = expected_crops(padded(lq, 4), example.time_ids / 4, 4)[0]
-            assert any(np.array_equal(example.lq, wanted) for wanted in upscalings(small, 16))
+            small = expected_crops(padded(lq, 4), sample.time_ids / 4, 4)[0]
+            assert any(np.array_equal(sample.lq, wanted) for wanted in upscalings(small, 16))
 
 
 def test_the_shorter_side_is_drawn_from_its_range(rng):
     photo = Record(name="x", hq=encode(coordinates(100, 150)))
     pair = Record(name="x", hq=encode(coordinates(120, 120)), lq=(encode(coordinates(30, 30)),))
-    settings = ExampleConfig(crop=16, degradation=IDENTITY)
-    sizes = {tuple(make_example(photo, rng, settings, (64, 96)).time_ids[:2]) for _ in range(200)}
+    settings = SampleConfig(crop=16, degradation=IDENTITY)
+    sizes = {tuple(make_sample(photo, rng, settings, (64, 96)).time_ids[:2]) for _ in range(200)}
     assert {height for height, _ in sizes} == set(range(64, 97, 4))
     assert all(abs(width - 1.5 * height) <= 2 and width % 4 == 0 for height, width in sizes)
-    whole = ExampleConfig(crop=64, flip=False, degradation=IDENTITY)
-    example = make_example(pair, rng, whole, (64, 64))
+    whole = SampleConfig(crop=64, flip=False, degradation=IDENTITY)
+    sample = make_sample(pair, rng, whole, (64, 64))
     resized = [
         np.asarray(Image.fromarray(coordinates(side, side)).resize((target, target), Image.Resampling.BICUBIC))
         for side, target in ((120, 64), (30, 16))
     ]
-    assert np.array_equal(example.hq, resized[0])
-    assert any(np.array_equal(example.lq, wanted) for wanted in upscalings(resized[1], 64))
+    assert np.array_equal(sample.hq, resized[0])
+    assert any(np.array_equal(sample.lq, wanted) for wanted in upscalings(resized[1], 64))
 
 
 def test_one_of_several_lq_pictures_is_taken(rng):
     choices = tuple(encode(np.full((4, 4, 3), value, np.uint8)) for value in (10, 200))
     record = Record(name="x", hq=encode(coordinates(16, 16)), lq=choices)
-    taken = Counter(int(make_example(record, rng, CUT).lq[0, 0, 0]) for _ in range(200))
+    taken = Counter(int(make_sample(record, rng, CUT).lq[0, 0, 0]) for _ in range(200))
     assert taken.keys() == {10, 200}
     assert abs(taken[10] - 100) <= 4 * math.sqrt(200 / 4)
 
@@ -142,4 +142,4 @@ def test_one_of_several_lq_pictures_is_taken(rng):
 def test_a_pair_that_does_not_fit_is_a_bad_record(rng):
     record = Record(name="a.png", hq=encode(coordinates(20, 20)), lq=(encode(coordinates(5, 4)),))
     with pytest.raises(InputError, match=r"LQ picture of a\.png: LQ 4x5, HQ 20x20"):
-        make_example(record, rng, CUT)
+        make_sample(record, rng, CUT)
