@@ -139,7 +139,6 @@ def test_no_group_at_all():
             1,
             "model.alignment.group is null: mixing 'batch' needs the group's size to train, 16 say",
         ),
-        ({"data": {"crop": 33}}, {}, 1, 1, "data.crop is 33: must be a multiple of the VAE's 2"),
     ],
 )
 def test_a_batch_must_divide(changes, model, devices, processes, message):
@@ -150,6 +149,11 @@ def test_a_batch_must_divide(changes, model, devices, processes, message):
     with pytest.raises(InputError) as caught:
         check_batch(config, model, devices, processes)
     assert str(caught.value) == message
+
+
+def test_a_crop_must_be_whole_latents():
+    with pytest.raises(InputError, match=r"data\.crop is 36: must be a multiple of the VAE's 8"):
+        check_batch(train_config(STAGE_1, data={"crop": 36}), FaithDiffConfig(), 1, 1)
 
 
 def test_a_batch_must_divide_over_accumulation():
