@@ -66,8 +66,8 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
     import jax.numpy as jnp
     from flax import nnx
 
-    from faithdiff_jax.inference import denoise
-    from faithdiff_jax.inference.denoise import SamplingPlan, Text
+    from faithdiff_jax.inference.denoise import SamplingInputs, Text, denoise, plan_sampling
+    from faithdiff_jax.inference.options import RestoreOptions
     from faithdiff_jax.models.config import FaithDiffConfig
     from faithdiff_jax.models.faithdiff import FaithDiffModel
     from faithdiff_jax.models.parts import flatten, unflatten
@@ -113,20 +113,20 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
     if options.image:
         size = options.image // 8
         x = {name: jnp.asarray(array) for name, array in inputs(size).items()}
-        corners = ((0, 0),)
-        plan = SamplingPlan(
-            schedule=config.schedule, steps=options.steps, sampler="euler", corners=corners, tile=(size, size),
-            tile_batch=1,
-        )  # fmt: skip
+        plan = plan_sampling(RestoreOptions(steps=options.steps, tile=size), config.schedule, size, size)
 
         @jax.jit
         def image(params, x):
             model = nnx.merge(graph, params)
-            return denoise.sample(
-                model.denoiser, plan, model.lq_encoder(x["images"]), Text(context=x["context"], pooled=x["pooled"]),
-                Text(context=x["negative"], pooled=x["pooled"]), x["latents"], None, None, x["time_ids"],
-                jnp.float32(GUIDANCE), None,
-            )  # fmt: skip
+            arrays = SamplingInputs(
+                features=model.lq_encoder(x["images"]),
+                text=Text(context=x["context"], pooled=x["pooled"]),
+                negative=Text(context=x["negative"], pooled=x["pooled"]),
+                noise=x["latents"],
+                time_ids=x["time_ids"],
+                guidance=jnp.float32(GUIDANCE),
+            )
+            return denoise(model.denoiser, plan, arrays)
 
         report["image"], latents = measure(lambda: image(params, x).block_until_ready(), max(1, options.repeats - 2))
         np.save(folder / "ours_image.npy", np.asarray(latents, np.float32))

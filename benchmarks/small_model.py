@@ -4,7 +4,7 @@
     python benchmarks/small_model.py --models work/base work/stage1 work/stage2 --crop 256
 
 The middle of each held-out photograph is degraded at levels I, II and III with fixed seeds, a quarter of the size, and
-restored with 20 steps; figures are means over photographs and seeds.
+restored with each model's own defaults; figures are means over photographs and seeds.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from faithdiff_jax import SMALL_MODEL, FaithDiff
-from faithdiff_jax.cli.restore import SMALL_MODEL_DEFAULTS
 from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.degradation.degrade import LEVELS, degrade
 from faithdiff_jax.data.pairs import crop_middle, image_generator
@@ -60,13 +59,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--crop", type=int, default=512)
     parser.add_argument("--guidance", type=float)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--color-fix")
     parser.add_argument("--wavelet-levels", type=int)
-    parser.set_defaults(**SMALL_MODEL_DEFAULTS)
     options = parser.parse_args()
-    sampling = {name: getattr(options, name) for name in ("steps", *SMALL_MODEL_DEFAULTS)}
-    restorers = {"bicubic": bicubic} | {path.name: restorer(path, **sampling) for path in options.models}
+    given = {name: getattr(options, name) for name in ("steps", "guidance", "color_fix", "wavelet_levels")}
+    replaced = {"scale": SCALE} | {name: value for name, value in given.items() if value is not None}
+    restorers = {"bicubic": bicubic} | {path.name: restorer(path, **replaced) for path in options.models}
     results = {
         level: evaluate(restorers, cases(options.photos, options.captions, level, options.crop, options.seeds))
         for level in options.levels

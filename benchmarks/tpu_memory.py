@@ -19,9 +19,8 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from tpu_compiler import assigned_bytes
 
-from faithdiff_jax.inference import denoise
-from faithdiff_jax.inference.denoise import SamplingPlan, Text
-from faithdiff_jax.inference.tiling import latent_grid
+from faithdiff_jax.inference.denoise import SamplingInputs, Text, denoise, plan_sampling
+from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.attention import attention, trace_for, use_implementation
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.faithdiff import Denoiser
@@ -39,17 +38,23 @@ def main() -> None:
     dtypes = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
     build = lambda: Denoiser(config.unet, config.alignment, config.feature_channels, rngs=nnx.Rngs(0), **dtypes)  # noqa: E731
     graph, params = nnx.split(nnx.eval_shape(build))
-    corners = latent_grid(side, side, 128, 0.5)
-    plan = SamplingPlan(
-        schedule=config.schedule, steps=options.steps, sampler="euler", corners=corners,
-        tile=(min(side, 128),) * 2, tile_batch=min(options.tile_batch, len(corners)),
-    )  # fmt: skip
+    choices = RestoreOptions(steps=options.steps, tile_batch=options.tile_batch)
+    plan = plan_sampling(choices, config.schedule, side, side)
+    corners = plan.corners
 
     def program(params, features, text, negative, noise, start):
         model = nnx.merge(graph, params)
         time_ids = np.array([(options.image, options.image, *corner, 1024, 1024) for corner in corners], np.float32)
-        guidance = jnp.float32(5)
-        return denoise.sample(model, plan, features, text, negative, noise, start, None, time_ids, guidance, None)
+        arrays = SamplingInputs(
+            features=features,
+            text=text,
+            negative=negative,
+            noise=noise,
+            start=start,
+            time_ids=time_ids,
+            guidance=jnp.float32(5),
+        )
+        return denoise(model, plan, arrays)
 
     def on_chip(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(chip))

@@ -26,6 +26,6 @@ def published_and_converted(*, sd21: bool = False) -> tuple[PublishedModels, pat
 
 
 @functools.cache
-def loaded(*, sd21: bool = False, vae_tile: int = 1024) -> FaithDiff:
+def loaded(*, sd21: bool = False) -> FaithDiff:
     """The converted model, loaded."""
-    return FaithDiff.load(published_and_converted(sd21=sd21)[1], vae_tile=vae_tile)
+    return FaithDiff.load(published_and_converted(sd21=sd21)[1])

@@ -17,9 +17,9 @@ from torch_aligner import TorchAligner
 from torch_pipeline import SCHEDULE, denoise, euler_scheduler
 
 from faithdiff_jax.diffusion import samplers, schedule
-from faithdiff_jax.inference import denoise as denoise_module
-from faithdiff_jax.inference.denoise import SamplingPlan, Text
-from faithdiff_jax.inference.tiling import latent_grid
+from faithdiff_jax.inference.denoise import SamplingInputs, Text, plan_sampling
+from faithdiff_jax.inference.denoise import denoise as denoise_ours
+from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.faithdiff import Denoiser
 from faithdiff_jax.weights import rules
@@ -46,7 +46,7 @@ class Pair:
         build = lambda: Denoiser(unet_config, config, VAE_CONFIG.channels[-1], rngs=nnx.Rngs(0))  # noqa: E731
         self.graph, self.parameters = nnx.split(port(build, DENOISER_RULES, state))
         self.sample = jax.jit(
-            lambda parameters, plan, *arrays: denoise_module.sample(nnx.merge(self.graph, parameters), plan, *arrays),
+            lambda parameters, plan, inputs: denoise_ours(nnx.merge(self.graph, parameters), plan, inputs),
             static_argnums=1,
         )
 
@@ -112,31 +112,20 @@ def check_loop(
             )
         )
 
-    corners = latent_grid(height, width, tile, overlap)
-    plan = SamplingPlan(
-        schedule=config,
-        steps=steps,
-        sampler="euler",
-        corners=corners,
-        tile=(min(tile, height), min(tile, width)),
-        tile_batch=tile_batch,
-    )
-    time_ids = np.array([(*image_size, *corner, 8 * tile, 8 * tile) for corner in corners], np.float32)
+    options = RestoreOptions(steps=steps, tile=tile, overlap=overlap, tile_batch=tile_batch)
+    plan = plan_sampling(options, config, height, width)
     negative, text = (Text(context=context, pooled=pooled) for context, pooled in texts)
-    ours = pair.sample(
-        pair.parameters,
-        plan,
-        features,
-        text,
-        negative if guidance > 1 else None,
-        noise,
-        start,
-        None,
-        time_ids,
-        jnp.float32(guidance),
-        jnp.float32(rescale) if rescale else None,
+    inputs = SamplingInputs(
+        features=features,
+        text=text,
+        negative=negative if guidance > 1 else None,
+        noise=noise,
+        start=start,
+        time_ids=np.array([(*image_size, *corner, 8 * tile, 8 * tile) for corner in plan.corners], np.float32),
+        guidance=jnp.float32(guidance),
+        rescale=jnp.float32(rescale) if rescale else None,
     )
-    assert_parity(ours, np.concatenate(expected))
+    assert_parity(pair.sample(pair.parameters, plan, inputs), np.concatenate(expected))
 
 
 def test_one_tile_lr_start_with_guidance(sdxl, rng):
@@ -245,7 +234,21 @@ def test_ddpm_is_ancestral_sampling(rng, monkeypatch, steps):
     for t in scheduler.timesteps:
         expected = scheduler.step(torch.tanh(expected) * (1 + t / 1000), t, expected).prev_sample
 
-    timesteps = jnp.asarray(schedule.timesteps(CONFIG, steps))
-    alphas = samplers.ddpm_alphas(CONFIG, steps)
-    ours = samplers.ddpm(lambda x, t: jnp.tanh(x) * (1 + t / 1000), x, alphas, fresh, timesteps)
+    sampler = samplers.DDPM(CONFIG, steps)
+    ours = sampler.sample(
+        lambda x, t: jnp.tanh(x) * (1 + t / 1000), jnp.asarray(x), jnp.asarray(sampler.timesteps()), jnp.asarray(fresh)
+    )
     assert_parity(ours, nhwc(expected))
+    with pytest.raises(ValueError, match="step_noise is None"):
+        sampler.sample(lambda x, t: x, jnp.asarray(x), jnp.asarray(sampler.timesteps()))
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_samplers_are_static_values(name):
+    """Hashable, equal by what they hold, and what the protocol says: so that a plan compiles once."""
+    one, same, other = (samplers.SAMPLERS[name](CONFIG, steps) for steps in (5, 5, 6))
+    assert isinstance(one, samplers.Sampler)
+    assert hash(one) == hash(same)
+    assert one == same != other
+    assert one.timesteps().shape == (5,)
+    assert one.init_noise_scale >= 1

@@ -12,9 +12,10 @@ from torch_pipeline import upscaled
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.images import to_float
-from faithdiff_jax.inference.denoise import SamplingPlan, Text
+from faithdiff_jax.inference.denoise import SamplingInputs, Text, plan_sampling
+from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.pipeline import FaithDiff
-from faithdiff_jax.inference.tiling import latent_grid
+from faithdiff_jax.inference.programs import SIZES_KEPT
 from faithdiff_jax.sharding import make_mesh
 
 CAPTION = "the cat sat"
@@ -89,7 +90,7 @@ def test_text_equals_pytorch():
 def test_encoders_and_decoder_in_tiles_equal_diffusers(rng):
     """Tiles of 64 pixels here, 1,024 as published; diffusers' own tiling is the oracle for the VAE."""
     models, _ = published_and_converted()
-    model = loaded(vae_tile=64)
+    model = loaded()
     images, noise = rng.uniform(-1, 1, (1, 136, 96, 3)).astype(np.float32), normal(rng, 1, 17, 12, 4)
     vae = models.vae
     vae.tile_sample_min_size, vae.tile_latent_min_size, vae.tile_overlap_factor = 64, 8, 0.25
@@ -104,11 +105,11 @@ def test_encoders_and_decoder_in_tiles_equal_diffusers(rng):
             decoded = vae.decode(sampled / vae.config.scaling_factor).sample
     finally:
         vae.disable_tiling()
-    encoded = model.encode(images, noise)
+    encoded = model.encode(images, noise, vae_tile=64)
     assert_parity(encoded, nhwc(sampled))
-    assert_parity(model.decode(encoded), nhwc(decoded))
-    whole = loaded().encode_lq(images)
-    tiled = model.encode_lq(images)
+    assert_parity(model.decode(encoded, vae_tile=64), nhwc(decoded))
+    whole = model.encode_lq(images)
+    tiled = model.encode_lq(images, vae_tile=64)
     assert tiled.shape == whole.shape
     assert 1e-4 < relative_error(tiled, whole) < 1  # tiles see less of the picture, so they differ, but not wildly
 
@@ -144,17 +145,20 @@ def test_memory_of_a_large_picture_is_that_of_its_tiles():
     model = loaded()
 
     def temporary_bytes(side, tile):
-        corners = latent_grid(side, side, tile, 0.5)
-        plan = SamplingPlan(
-            schedule=model.config.schedule, steps=20, sampler="euler", corners=corners, tile=(tile, tile), tile_batch=1
-        )
+        plan = plan_sampling(RestoreOptions(tile=tile), model.config.schedule, side, side)
         array = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
         text, latents = Text(context=array(1, 77, 40), pooled=array(1, 20)), array(1, side, side, 4)
         params = {part: model.params[part] for part in ("unet", "alignment")}
-        features, time_ids = array(1, side, side, 32), array(len(corners), 6)
-        lowered = model.programs.sample.lower(
-            params, plan, features, text, text, latents, latents, None, time_ids, array(), None
+        inputs = SamplingInputs(
+            features=array(1, side, side, 32),
+            text=text,
+            negative=text,
+            noise=latents,
+            start=latents,
+            time_ids=array(len(plan.corners), 6),
+            guidance=array(),
         )
+        lowered = model.programs.sample.lower(params, plan, inputs)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     one_tile, tiled, whole = temporary_bytes(16, 16), temporary_bytes(64, 16), temporary_bytes(64, 64)
@@ -192,21 +196,23 @@ def test_padding_to_a_larger_multiple_keeps_the_size(multiple):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps is 0: must be between 1 and 1000"),
-        ({"steps": 1001}, "steps is 1001"),
-        ({"guidance": -1.0}, "guidance is -1.0: must be 0 or more"),
+        ({"steps": 0}, "steps is 0: must be a whole number between 1 and"),
+        ({"steps": 1001}, "steps is 1001: must be between 1 and 1000 for this model"),
+        ({"guidance": -1.0}, "guidance is -1.0: must be a number between 0 and 100"),
         ({"guidance": float("nan")}, "guidance is nan"),
-        ({"guidance_rescale": 1.5}, "guidance_rescale is 1.5: must be between 0 and 1"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale is 1.5: must be a number between 0 and 1"),
         ({"tile": 3}, "tile is 3 latent pixels: must be at least 4 for this model"),
-        ({"overlap": 0.0}, "overlap is 0.0: must be above 0 and at most 1"),
-        ({"tile_batch": 0}, "tile_batch is 0: must be at least 1"),
+        ({"overlap": 0.0}, "overlap is 0.0: must be a number between 0.0625 and 1"),
+        ({"tile_batch": 0}, "tile_batch is 0: must be a whole number between 1 and 1024"),
         ({"sampler": "plms"}, "sampler is 'plms': must be one of euler, ddpm"),
         ({"start": "hq"}, "start is 'hq': must be one of lr, noise"),
         ({"color_fix": "lab"}, "color_fix is 'lab': must be one of adain, wavelet, none"),
-        ({"wavelet_levels": 0}, "wavelet_levels is 0: must be between 1 and 10"),
-        ({"scale": 0}, "scale 0: must be a finite number above 0"),
+        ({"wavelet_levels": 0}, "wavelet_levels is 0: must be a whole number between 1 and 10"),
+        ({"scale": 0}, "scale is 0: must be a number above 0 and at most 32"),
         ({"scale": 0.1}, "each side must come to 8 or more"),
         ({"multiple": 12}, "multiple is 12: must be a multiple of 8"),
+        ({"vae_tile": 100}, "vae_tile is 100: must be a multiple of 32"),
+        ({"stepz": 1}, r"unknown option stepz \(known: scale, steps, "),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -215,8 +221,10 @@ def test_bad_options_are_named(options, message):
 
 
 def test_several_bad_options_are_named_together():
-    with pytest.raises(InputError, match=r"steps is 0.*; tile is 1 "):
-        loaded().restore(photograph(20, 20), CAPTION, steps=0, tile=1)
+    with pytest.raises(InputError, match=r"steps is 0.*; tile is 0"):
+        loaded().restore(photograph(20, 20), CAPTION, steps=0, tile=0)
+    with pytest.raises(InputError, match=r"steps is 2000.*; tile is 1 latent"):
+        loaded().restore(photograph(20, 20), CAPTION, steps=2000, tile=1)
 
 
 def test_guidance_needs_a_negative_context(rng):
@@ -239,6 +247,35 @@ def test_images_of_odd_sides_are_refused(rng):
         loaded().encode_lq(normal(rng, 1, 20, 24, 3))
 
 
-def test_the_vae_tile_must_fit():
+def test_the_vae_tile_must_fit(rng):
     with pytest.raises(InputError, match="vae_tile is 100: must be a multiple of 32"):
-        loaded(vae_tile=100)
+        loaded().encode_lq(normal(rng, 1, 24, 24, 3), vae_tile=100)
+
+
+def test_from_pretrained_takes_a_folder_and_refuses_what_is_none():
+    assert FaithDiff.from_pretrained(published_and_converted()[1]).config == loaded().config
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        FaithDiff.from_pretrained("nowhere")
+
+
+def test_work_beyond_every_bound_is_refused_before_it_begins(rng):
+    """None of these would end, or fit into memory."""
+    wide = np.broadcast_to(np.uint8(0), (30_000, 30_000, 3))
+    with pytest.raises(InputError, match=r"scale is 2: turns 30000x30000 into 60000x60000 pixels, at most 268,435,456"):
+        loaded().restore(wide, CAPTION)
+    with pytest.raises(
+        InputError, match=r"tile is 4 and overlap 0.0625: cut 1000x500 latent pixels into 495,\d+ tiles"
+    ):
+        loaded().restore(wide[:2000, :4000], CAPTION, tile=4, overlap=1 / 16)
+    noise = np.broadcast_to(np.float32(0), (1, 500, 1000, 4))
+    text = normal(rng, 1, 5, 40), normal(rng, 1, 20)
+    with pytest.raises(InputError, match=r"into 495,\d+ tiles, at most 16,384 are worked on"):
+        loaded().sample(noise, *text, None, None, noise, guidance=1, tile=4, overlap=1 / 16)
+
+
+def test_the_programs_of_a_few_sizes_are_kept(rng):
+    model = loaded()
+    sides = range(8, 8 * (SIZES_KEPT + 3), 8)
+    before = [model.programs.draw(model.params["vae"], normal(rng, 1, 1, n, 8), normal(rng, 1, 1, n, 4)) for n in sides]
+    assert model.programs.draw.shapes_kept == SIZES_KEPT
+    assert [x.shape[2] for x in before] == list(sides)

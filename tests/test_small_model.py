@@ -9,9 +9,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from benchmarks.small_model import bicubic, cases
-from faithdiff_jax import SMALL_MODEL, FaithDiff
+from faithdiff_jax import SMALL_MODEL, FaithDiff, RestoreOptions
 from faithdiff_jax.cli.convert import main as convert
-from faithdiff_jax.cli.restore import SMALL_MODEL_DEFAULTS
 from faithdiff_jax.cli.restore import main as infer
 from faithdiff_jax.config import load_yaml
 from faithdiff_jax.errors import InputError
@@ -38,11 +37,8 @@ def model():
 
 @pytest.mark.parametrize("level", ["II", "III"])
 def test_restored_photographs_are_better_than_bicubic(model, level):
-    def restore(low, caption):
-        return model.restore(low, caption, **SMALL_MODEL_DEFAULTS)
-
     pictures = cases(EXAMPLES / "originals", None, level, CROP, SEEDS)
-    means = evaluate({"bicubic": bicubic, "ours": restore}, pictures)
+    means = evaluate({"bicubic": bicubic, "ours": model.restore}, pictures)
     assert means["ours"]["PSNR"] - means["bicubic"]["PSNR"] > PSNR_GAIN[level]
     assert means["ours"]["SSIM"] - means["bicubic"]["SSIM"] > SSIM_GAIN[level]
     # Not merely smoother: edges are where the original has them, and no weaker than bicubic's.
@@ -85,6 +81,17 @@ def test_it_is_used_without_a_model(tmp_path, capsys):
     with Image.open(output / "cat.png") as restored, Image.open(output / "cat_compare.png") as sheet:
         assert restored.size == (128, 96)
         assert sheet.width > 4 * 128
+
+
+def test_the_command_and_python_restore_the_same_pixels(model, tmp_path):
+    """Without a flag on one side and a keyword on the other: the model's own defaults, not the published ones."""
+    with Image.open(EXAMPLES / "coffee.png") as whole:
+        picture = whole.convert("RGB").crop((30, 10, 63, 31))
+    picture.save(tmp_path / "coffee.png")
+    assert infer(["--input", str(tmp_path / "coffee.png"), "--output", str(tmp_path / "out"), "--cache", ""]) == 0
+    with Image.open(tmp_path / "out" / "coffee.png") as restored:
+        np.testing.assert_array_equal(np.asarray(restored), model.restore(np.asarray(picture)))
+    assert model.defaults != RestoreOptions()
 
 
 def test_to_pytorch_and_back(tmp_path):

@@ -98,13 +98,13 @@ def test_every_run_is_the_same_but_for_the_parameters(photos):
 def test_nothing_compiles_again_and_no_parameters_are_kept(photos, caplog):
     checks = validation(photos)
     programs = checks._model.programs
-    sizes = {name: program._cache_size() for name, program in vars(programs).items()}
+    sizes = {name: program.shapes_kept for name, program in vars(programs).items()}
     compiled = []
     with caplog.at_level("INFO", logger="faithdiff_jax"):
         for scale in (1.0, 1.1, 1.2):
             params = jax.tree.map(lambda x, scale=scale: scale * x, loaded().params)
             checks.run(params)
-            compiled.append({name: program._cache_size() for name, program in vars(programs).items()})
+            compiled.append({name: program.shapes_kept for name, program in vars(programs).items()})
             del params
             assert checks._model.params == {}
     assert compiled[0] == compiled[1] == compiled[2]
@@ -148,7 +148,7 @@ def test_what_cannot_be_validated_is_refused_at_once(photos, tmp_path):
         (photos, {"crop": 72}, r"validation.photos: \S*/a.png: 64x64 pixels, each side must have at least 72"),
         (photos, {"crop": 60}, "validation.crop is 60: must be a multiple of 8, and at least 32"),
         (photos, {"crop": 24}, "validation.crop is 24: must be a multiple of 8, and at least 32"),
-        (photos, {"steps": 1001}, "validation.steps is 1001: must be at most 1000"),
+        (photos, {"steps": 1001}, "validation: steps is 1001: must be between 1 and 1000 for this model"),
     ):
         with pytest.raises(InputError, match=message):
             validation(folder, **options)

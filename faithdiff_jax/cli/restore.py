@@ -1,131 +1,142 @@
-"""`infer.py` and `faithdiff-infer`: restore a photograph, or a folder of them.
+"""`faithdiff restore` and `infer.py`: restore a photograph, or a folder of them.
 
-files -> captions, outputs still to do -> FaithDiff.restore, one by one -> PNG or another format, whole or not at all
+flags -> RestoreOptions, checked against the model -> files, captions, outputs still to do
+each picture -> FaithDiff.restore -> PNG or another format, whole or not at all
 restored, input, original -> NAME_compare.png, if asked for
 """
 
 import argparse
-import contextlib
-import logging
+import dataclasses
 import os
 import pathlib
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from faithdiff_jax import SMALL_MODEL
 from faithdiff_jax.cli.command import BAD_INPUT, Parser, run
+from faithdiff_jax.cli.progress import log_above_the_bar, say
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.pictures import comparison
 from faithdiff_jax.files import images as images_
 from faithdiff_jax.files.captions import find_caption, read_caption, trim_caption
 from faithdiff_jax.files.listing import PICTURE_SUFFIXES, list_images
+from faithdiff_jax.inference.options import RestoreOptions
+
+if TYPE_CHECKING:
+    from faithdiff_jax.inference.pipeline import FaithDiff
 
 FORMATS = ("png", "jpg", "webp", "tif")
-SEEDS = 2**32
-# What suits the small model: it was trained for four times the size and on small crops, and knows few words.
-SMALL_MODEL_DEFAULTS = {"scale": 4.0, "guidance": 1.0, "color_fix": "wavelet", "wavelet_levels": 2}
-DEFAULTS = {"scale": 2.0, "guidance": 5.0, "color_fix": "adain", "wavelet_levels": 5}  # as published
+DTYPES = ("auto", "float32", "bfloat16")
+WHOLE_NUMBER = re.compile(r"[+-]?\d{1,40}", re.ASCII)
+MESH = re.compile(r"([1-9]\d{0,8})x([1-9]\d{0,8})", re.ASCII)
 
 
-def main(argv: list[str] | None = None) -> int:
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One picture: where it is, where its result goes, and where a comparison would go."""
+
+    source: pathlib.Path
+    target: pathlib.Path
+    sheet: pathlib.Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Parse, restore, report; returns the exit code."""
-    parser = _parser()
+    parser = Parser("Restore a photograph, or every photograph of a folder.")
+    add_flags(parser)
     arguments = parser.parse_args(argv)
-    defaults = DEFAULTS
-    if arguments.model is None:
-        arguments.model, defaults = str(SMALL_MODEL), SMALL_MODEL_DEFAULTS
-    for name, value in defaults.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
     return run(lambda: restore_all(arguments))
 
 
 def restore_all(arguments: argparse.Namespace) -> int:
     """Restore every picture that has no output yet; bad ones are listed at the end and make the exit code 2."""
-    _check(arguments)
-    jobs = _jobs(pathlib.Path(arguments.input), pathlib.Path(arguments.output), arguments.format)
-    todo = [job for job in jobs if arguments.overwrite or not job[1].exists()]
+    options = _options(arguments)
+    mesh_sizes = _mesh_sizes(arguments.mesh)
+    _check_companions(arguments)
+    jobs = plan_jobs(arguments.input, arguments.output, arguments.format)
+    todo = [job for job in jobs if arguments.overwrite or not os.path.lexists(job.target)]
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} already done, skipped (--overwrite does them again)")
     if not todo:
         return 0
 
-    if len(jobs) == 1:
-        images_.load_image(todo[0][0])  # a bad picture need not wait for the model
-    model = _load_model(arguments)
-    folder = pathlib.Path(arguments.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made a folder ({error.strerror})") from None
-
+    if len(jobs) == 1:  # a bad picture need not wait for the model
+        image = images_.load_image(todo[0].source).rgb
+        options.padded_size(_model_config(arguments), *image.shape[:2])
+    _make_folder(arguments.output)
     faults = []
-    with _log_above_the_bar(), tqdm(todo, unit="picture", disable=len(todo) == 1) as bar:
-        for source, target in bar:
-            try:
-                _restore_one(model, source, target, arguments)
-                tqdm.write(f"{source} -> {target}")
-            except InputError as error:
-                if len(jobs) == 1:
-                    raise
-                faults.append(str(error))
-    if faults:
-        tqdm.write(f"{len(faults)} of {len(todo)} could not be restored:")
-        for fault in faults:
-            tqdm.write(f"  {fault}")
-        return BAD_INPUT
-    return 0
+    with log_above_the_bar():
+        model = _load_model(arguments, mesh_sizes)
+        with tqdm(todo, unit="picture", disable=len(todo) == 1) as bar:
+            for job in bar:
+                fault = _try_to_restore(model, job, options, arguments)
+                if fault is None:
+                    say(f"{job.source} -> {job.target}")
+                else:
+                    faults.append(fault)
+    if not faults:
+        return 0
+    if len(jobs) == 1:
+        raise InputError(faults[0])
+    say(f"{len(faults)} of {len(todo)} could not be restored:")
+    for fault in faults:
+        say(f"  {fault}")
+    return BAD_INPUT
 
 
-def _restore_one(model, source: pathlib.Path, target: pathlib.Path, arguments: argparse.Namespace) -> None:
-    picture = images_.load_image(source)
+def _try_to_restore(model: "FaithDiff", job: Job, options: RestoreOptions, arguments: argparse.Namespace) -> str | None:
+    """Restore one picture. What goes wrong with it is returned as a line, and is no reason to stop."""
+    import jax
+
+    try:
+        _restore_one(model, job, options, arguments)
+    except InputError as error:
+        return str(error)
+    except BrokenPipeError:  # whoever read our output has gone
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{job.source}: {_one_line(error)}"
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            return f"{job.source}: not enough memory; smaller --scale, --tile and --vae-tile need less"
+        return f"{job.source}: {_one_line(error)}"
+    return None
+
+
+def _restore_one(model: "FaithDiff", job: Job, options: RestoreOptions, arguments: argparse.Namespace) -> None:
+    picture = images_.load_image(job.source)
+    images_.output_format(job.target, alpha=picture.alpha is not None)
     notes = list(picture.notes)
     caption = arguments.caption
     if arguments.captions is not None:
-        found = find_caption(source, pathlib.Path(arguments.captions))
+        found = find_caption(job.source, arguments.captions)
         if found is None:
             caption = ""
             notes.append("no caption found, restored without one")
         else:
             caption = read_caption(found) if arguments.keep_captions else trim_caption(read_caption(found))
-    images_.output_format(target, alpha=picture.alpha is not None)
-    restored = model.restore(
-        picture.rgb,
-        caption,
-        scale=arguments.scale,
-        steps=arguments.steps,
-        guidance=arguments.guidance,
-        guidance_rescale=arguments.guidance_rescale,
-        seed=arguments.seed,
-        start=arguments.start,
-        tile=arguments.tile,
-        overlap=arguments.overlap,
-        tile_batch=arguments.tile_batch,
-        sampler=arguments.sampler,
-        color_fix=arguments.color_fix,
-        wavelet_levels=arguments.wavelet_levels,
-        negative_caption=arguments.negative_caption,
-        multiple=arguments.multiple,
-    )
+    restored = model.restore(picture.rgb, caption, options)
     alpha = None
     if picture.alpha is not None:
-        alpha = images_.upscale(picture.alpha, arguments.scale)
+        alpha = images_.upscale(picture.alpha, options.scale)
         notes.append("alpha upscaled with Lanczos")
     if picture.gray:
         notes.append("written as gray")
     if arguments.compare:
-        reference = _reference(source, restored.shape, arguments.references)
-        sheet = target.with_name(f"{target.stem}_compare.png")
-        images_.save_image(sheet, comparison(picture.rgb, restored, reference), icc_profile=picture.icc_profile)
-    images_.save_image(target, restored, alpha=alpha, gray=picture.gray, icc_profile=picture.icc_profile)
+        reference = _reference(job.source, restored.shape, arguments.references)
+        images_.save_image(job.sheet, comparison(picture.rgb, restored, reference), icc_profile=picture.icc_profile)
+    images_.save_image(job.target, restored, alpha=alpha, gray=picture.gray, icc_profile=picture.icc_profile)
     for note in notes:
-        tqdm.write(f"{source}: {note}")
+        say(f"{job.source}: {note}")
 
 
-def _reference(source: pathlib.Path, shape: tuple[int, ...], folder: str | None) -> np.ndarray | None:
+def _reference(source: pathlib.Path, shape: tuple[int, ...], folder: pathlib.Path | None) -> np.ndarray | None:
     """The true picture of the same stem, if the folder of references has one."""
     found = [] if folder is None else [path for path in list_images(folder) if path.stem == source.stem]
     if not found:
@@ -137,35 +148,74 @@ def _reference(source: pathlib.Path, shape: tuple[int, ...], folder: str | None)
     return reference
 
 
-def _jobs(source: pathlib.Path, folder: pathlib.Path, suffix: str) -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """(input, output) of every picture; inputs that share a stem keep their suffix in the output's name."""
-    if source.is_dir():
+def plan_jobs(source: pathlib.Path, folder: pathlib.Path, suffix: str) -> list[Job]:
+    """One job for every picture, no two of which write to one file, on a file system that ignores case either.
+
+    Inputs that share a stem keep their suffix in the result's name; a name that is still taken is numbered.
+
+    Raises:
+        InputError: no pictures, or a folder for the results that is none or is the pictures' own.
+    """
+    if os.path.isdir(source):
         files = list_images(source)
         if not files:
             known = ", ".join(PICTURE_SUFFIXES)
             raise InputError(f"{source}: holds no pictures (files that end in {known})")
-    elif source.exists():
+    elif os.path.exists(source):
         files = [source]
     else:
         raise InputError(f"{source}: no such file or folder")
-    if folder.resolve() == (source if source.is_dir() else source.parent).resolve():
-        raise InputError(f"--output {folder}: is where the input lies, name another folder")
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise InputError(f"--output {folder}: is a file, name a folder")
-    stems = Counter(file.stem for file in files)
-    names = [file.stem if stems[file.stem] == 1 else file.name.replace(".", "_") for file in files]
-    return [(file, folder / f"{name}.{suffix}") for file, name in zip(files, names, strict=True)]
+    if os.path.realpath(folder) == os.path.realpath(source if os.path.isdir(source) else source.parent):
+        raise InputError(f"--output {folder}: is where the input lies, name another folder")
+    stems = Counter(_same_file(file.stem) for file in files)
+    alone = [file for file in files if stems[_same_file(file.stem)] == 1]
+    taken: set[str] = set()
+    targets = {file: _free_name(file.stem, suffix, taken) for file in alone}
+    for file in files:
+        if file not in targets:
+            targets[file] = _free_name(file.name.replace(".", "_"), suffix, taken)
+    sheets = {file: _free_name(f"{targets[file].removesuffix(f'.{suffix}')}_compare", "png", taken) for file in files}
+    return [Job(file, folder / targets[file], folder / sheets[file]) for file in files]
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Everything that can be refused before the model is read."""
-    from faithdiff_jax.inference.denoise import check_options
-    from faithdiff_jax.weights.model_directory import ModelDirectory
+def _free_name(stem: str, suffix: str, taken: set[str]) -> str:
+    """`stem`.`suffix`, or `stem`_2.`suffix` and so on; marked as taken."""
+    name, number = f"{stem}.{suffix}", 1
+    while _same_file(name) in taken:
+        number += 1
+        name = f"{stem}_{number}.{suffix}"
+    taken.add(_same_file(name))
+    return name
 
-    if not 0 <= arguments.seed < SEEDS:
-        raise InputError(f"--seed {arguments.seed}: must be between 0 and {SEEDS - 1}")
-    if not 0 < arguments.scale < float("inf"):
-        raise InputError(f"--scale {arguments.scale}: must be a number above 0")
+
+def _same_file(name: str) -> str:
+    """Equal for names that some file system takes for one: of other case, or other Unicode composition."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _options(arguments: argparse.Namespace) -> RestoreOptions:
+    """The model's defaults with the flags that were given, checked against the model."""
+    from faithdiff_jax.inference.pipeline import read_defaults
+
+    names = [field.name for field in dataclasses.fields(RestoreOptions)]
+    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    RestoreOptions(**given)  # flags out of their range are told before anything is read
+    config = _model_config(arguments)
+    options = read_defaults(arguments.model).replace(**given)
+    options.check_against(config)
+    return options
+
+
+def _model_config(arguments: argparse.Namespace) -> Any:
+    from faithdiff_jax.weights.model_directory import read_config
+
+    return read_config(arguments.model)
+
+
+def _check_companions(arguments: argparse.Namespace) -> None:
+    """Flags that need another one, or exclude it, and folders that must be there."""
     if arguments.references is not None:
         if not arguments.compare:
             raise InputError("--references: is for --compare, which is not given")
@@ -173,21 +223,25 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.captions is not None:
         if arguments.caption:
             raise InputError("--caption and --captions: give one of them")
-        if not pathlib.Path(arguments.captions).is_dir():
+        if not os.path.isdir(arguments.captions):
             raise InputError(f"--captions {arguments.captions}: no such folder")
-    check_options(
-        ModelDirectory.open(arguments.model).config,
-        arguments.steps,
-        arguments.guidance,
-        arguments.guidance_rescale,
-        arguments.tile,
-        arguments.overlap,
-        arguments.tile_batch,
-        arguments.sampler,
-    )
 
 
-def _load_model(arguments: argparse.Namespace):
+def _mesh_sizes(text: str | None) -> tuple[int, int] | None:
+    """The sizes in "4x2"; that they fit the devices is checked here too, before anything is read."""
+    if text is None:
+        return None
+    match = MESH.fullmatch(text)
+    if match is None:
+        raise InputError(f"--mesh {text}: must be DATAxFSDP, such as 4x2")
+    from faithdiff_jax.sharding import make_mesh
+
+    data, fsdp = int(match[1]), int(match[2])
+    make_mesh(data=data, fsdp=fsdp)
+    return data, fsdp
+
+
+def _load_model(arguments: argparse.Namespace, mesh_sizes: tuple[int, int] | None) -> "FaithDiff":
     import jax
 
     from faithdiff_jax.inference.pipeline import FaithDiff
@@ -195,70 +249,80 @@ def _load_model(arguments: argparse.Namespace):
 
     if arguments.cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(arguments.cache).expanduser()))
-    mesh = None
-    if arguments.mesh:
-        data, _, fsdp = arguments.mesh.partition("x")
-        if not (data.isdigit() and fsdp.isdigit()):
-            raise InputError(f"--mesh {arguments.mesh}: must be DATAxFSDP, such as 4x2")
-        mesh = make_mesh(data=int(data), fsdp=int(fsdp))
-    dtype = None if arguments.dtype == "auto" else np.dtype(arguments.dtype)
-    return FaithDiff.load(arguments.model, dtype=dtype, mesh=mesh, vae_tile=arguments.vae_tile)
+    mesh = None if mesh_sizes is None else make_mesh(data=mesh_sizes[0], fsdp=mesh_sizes[1])
+    dtype = None if arguments.dtype == "auto" else arguments.dtype
+    return FaithDiff.load(arguments.model, dtype=dtype, mesh=mesh)
 
 
-@contextlib.contextmanager
-def _log_above_the_bar() -> Iterator[None]:
-    """Show what the package logs, such as when it compiles, while pictures are restored."""
-    log = logging.getLogger("faithdiff_jax")
-    before = log.handlers, log.propagate, log.level
-    log.handlers, log.propagate = [_BarHandler()], False
-    log.setLevel(logging.INFO)
+def _make_folder(folder: pathlib.Path) -> None:
     try:
-        yield
-    finally:
-        log.handlers, log.propagate = before[:2]
-        log.setLevel(before[2])
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be made a folder ({error.strerror})") from None
 
 
-class _BarHandler(logging.Handler):
-    """Log lines above the progress bar instead of through it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
-
-
-def _parser() -> Parser:
-    parser = Parser("Restore a photograph, or every photograph of a folder.")
+def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) -> None:
+    """The command's flags: files and devices here, everything else from the fields of `options`."""
     add = parser.add_argument
-    add("--model", metavar="DIR", help="model directory, from convert_weights.py; without it, the small one included")
-    add("--input", required=True, metavar="PATH", help="a picture (JPEG, PNG, WebP, TIFF) or a folder of them")
-    add("--output", required=True, metavar="DIR", help="folder for the results")
+    add("--model", type=_path, default=SMALL_MODEL, metavar="DIR", help="model directory, from faithdiff convert")
+    add("--input", type=_path, required=True, metavar="PATH", help="a picture (JPEG, PNG, WebP, TIFF), or a folder")
+    add("--output", type=_path, required=True, metavar="DIR", help="folder for the results")
     add("--format", choices=FORMATS, default="png", help="of the results; webp and tif are lossless too")
     add("--overwrite", action="store_true", help="do pictures again whose result exists")
-    add("--scale", type=float, help="how many times larger each side becomes: 2, or 4 with the small model")
     add("--compare", action="store_true", help="also write NAME_compare.png: input, bicubic, restored, and original")
-    add("--references", metavar="DIR", help="folder with the originals, of the inputs' names, for --compare")
+    add("--references", type=_path, metavar="DIR", help="folder with the originals, named as the inputs, for --compare")
     add("--caption", default="", metavar="TEXT", help="what the picture shows, used as it is")
-    add("--captions", metavar="DIR", help="folder with a .json (key caption) or .txt for each picture")
+    add("--captions", type=_path, metavar="DIR", help="folder with a .json (key caption) or .txt for each picture")
     add("--keep-captions", action="store_true", help="use caption files as they are, without the published trimming")
-    add("--negative-caption", default="", metavar="TEXT", help="what guidance leads away from")
-    add("--steps", type=int, default=20, help="denoising steps, 1 to 1000")
-    add("--guidance", type=float, help="weight of the caption, 1 or less for none: 5, or 1 with the small model")
-    add("--guidance-rescale", type=float, default=0.0, help="0 to 1, against overexposure at high guidance")
-    add("--sampler", choices=("euler", "ddpm"), default="euler", help="deterministic, or ancestral")
-    add("--start", choices=("lr", "noise"), default="lr", help="start from the noised input or from noise alone")
-    add("--color-fix", choices=("adain", "wavelet", "none"), help="colours of the input: adain; small model: wavelet")
-    levels = "coarser than 2^N pixels is the input's, 1 to 10: 5; small model: 2"
-    add("--wavelet-levels", type=int, choices=range(1, 11), metavar="N", help=levels)
-    add("--seed", type=int, default=42, help="of all noise")
-    add("--tile", type=int, default=128, help="side of a tile in latent pixels (8 image pixels each for SDXL)")
-    add("--overlap", type=float, default=0.5, help="stride of the tiles as a fraction of a tile, as published")
-    add("--tile-batch", type=int, default=1, help="tiles that go through the UNet together")
-    add("--vae-tile", type=int, default=1024, help="image pixels above which encoders and decoder work in tiles")
-    add("--multiple", type=int, default=8, help="pad sides to a multiple of this; larger means fewer compilations")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16, on CPU float32")
+    add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16, on CPU float32")
     add("--mesh", metavar="DATAxFSDP", help="spread over devices: batch over both, parameters over the second")
     add("--cache", default="~/.cache/faithdiff-jax", metavar="DIR", help="for compiled programs; '' for none")
-    return parser
+    group = parser.add_argument_group(
+        "options of a restoration",
+        "A model directory has defaults of its own; those named here are the published ones.",
+    )
+    for field in dataclasses.fields(options):
+        about = field.metadata["about"]
+        default = "" if field.default in (None, "") else f" (default: {field.default})"
+        limits = f"; {about.range}" if about.kind is not str else ""
+        group.add_argument(
+            about.flag or f"--{field.name.replace('_', '-')}",
+            dest=field.name,
+            type=PARSERS[about.kind],
+            choices=about.among or None,
+            metavar=None if about.among else {int: "N", float: "X", str: "TEXT"}[about.kind],
+            default=argparse.SUPPRESS,
+            help=f"{about.help}{limits}{default}",
+        )
+
+
+def _path(text: str) -> pathlib.Path:
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("is empty" if not text else "holds a null character")
+    return pathlib.Path(text)
+
+
+def _whole(text: str) -> int:
+    if not WHOLE_NUMBER.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: must be a whole number")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        if not text.isascii() or "_" in text:
+            raise ValueError
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: must be a number") from None
+
+
+PARSERS: dict[type, Callable[[str], Any]] = {int: _whole, float: _number, str: str}
+
+
+def _one_line(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -1,98 +1,171 @@
-"""Samplers as the papers write them: arrays and a callable that predicts noise, no model.
+"""Samplers as the papers write them: objects that know arrays and a callable that predicts noise, never models.
 
-Every sampler is one `lax.scan` over the steps. `conditions` is any pytree with a leading axis of steps, whose slices
-reach `predict_noise(x, condition)`: the timesteps, or time embeddings computed ahead.
+A sampler is a frozen dataclass of a schedule and a number of steps: hashable, so that it is static under jit. It walks
+down its timesteps in one `lax.scan`; what a multistep sampler remembers belongs into the scan's carry.
 """
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
 
-from faithdiff_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod, timesteps
+from faithdiff_jax.diffusion import schedule
+from faithdiff_jax.diffusion.schedule import ScheduleConfig
 
 PredictNoise = Callable[[jax.Array, Any], jax.Array]
+"""(x, condition) -> noise: x is (B, h, w, c) of unit variance, sqrt(a) * clean + sqrt(1 - a) * noise."""
 
 
-def euler(predict_noise: PredictNoise, latents: jax.Array, sigmas: jax.Array, conditions: Any) -> jax.Array:
-    """Follow dx/dsigma = noise from sigmas[0] down to sigmas[-1] (Karras et al. 2022, algorithm 1 without churn).
+@runtime_checkable
+class Sampler(Protocol):
+    """What every sampler offers; made by `SAMPLERS[name](schedule, steps)`."""
 
-    Args:
-        predict_noise: (x / sqrt(sigma^2 + 1), condition) -> noise, all (B, h, w, c).
-        latents: (B, h, w, c), the clean latent plus sigmas[0] times standard normal noise.
-        sigmas: (steps + 1,), falling, usually to 0.
-        conditions: pytree with a leading axis of steps.
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """The noise schedule."""
 
-    Returns:
-        (B, h, w, c).
-    """
+    @property
+    def steps(self) -> int:
+        """Evaluations of the model, 1 to `schedule.train_steps`."""
 
-    def step(x, now):
-        sigma, below, condition = now
-        noise = predict_noise(x / jnp.sqrt(sigma**2 + 1), condition)
-        return x + (below - sigma) * noise, None
+    @property
+    def needs_step_noise(self) -> bool:
+        """Whether fresh noise is added at every step."""
 
-    return jax.lax.scan(step, latents, (sigmas[:-1], sigmas[1:], conditions))[0]
+    @property
+    def init_noise_scale(self) -> float:
+        """What standard normal noise is multiplied by to start from."""
 
+    def timesteps(self) -> Int[np.ndarray, " steps"]:
+        """The timesteps at which noise is predicted, falling."""
 
-def ddpm(
-    predict_noise: PredictNoise,
-    latents: jax.Array,
-    alphas: tuple[jax.Array, jax.Array],
-    step_noise: jax.Array,
-    conditions: Any,
-) -> jax.Array:
-    """Ancestral sampling from the posterior q(x_s | x_t, x_0) (paper, algorithm 2; Ho et al. 2020, equations 6 and 7).
+    def sample(
+        self,
+        predict_noise: PredictNoise,
+        latents: Float[Array, "b h w c"],
+        conditions: Any,
+        step_noise: Float[Array, "steps b h w c"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Walk from the start point to a clean latent.
 
-    Args:
-        predict_noise: (x, condition) -> noise, all (B, h, w, c).
-        latents: (B, h, w, c), of unit variance.
-        alphas: cumulative alphas at each step's timestep and at the one it leads to, both (steps,); see `ddpm_alphas`.
-        step_noise: (steps, B, h, w, c), standard normal.
-        conditions: pytree with a leading axis of steps.
-
-    Returns:
-        (B, h, w, c).
-    """
-
-    def step(x, now):
-        alpha, alpha_below, fresh, condition = now
-        noise = predict_noise(x, condition)
-        clean = (x - jnp.sqrt(1 - alpha) * noise) / jnp.sqrt(alpha)
-        ratio = alpha / alpha_below
-        mean = (
-            jnp.sqrt(alpha_below) * (1 - ratio) / (1 - alpha) * clean
-            + jnp.sqrt(ratio) * (1 - alpha_below) / (1 - alpha) * x
-        )
-        deviation = jnp.sqrt((1 - alpha_below) / (1 - alpha) * (1 - ratio))
-        return mean + deviation * fresh, None
-
-    return jax.lax.scan(step, latents, (*alphas, step_noise, conditions))[0]
+        Args:
+            predict_noise: the model.
+            latents: the start point: standard normal noise times `init_noise_scale`, plus the scaled latent of the LQ
+                image if the walk starts from there.
+            conditions: any pytree with a leading axis of steps; its slices reach `predict_noise`.
+            step_noise: standard normal, where `needs_step_noise`.
+        """
 
 
-def ddpm_alphas(config: ScheduleConfig, steps: int) -> tuple[jax.Array, jax.Array]:
-    """Cumulative alphas at `timesteps` and one stride below them (1 below timestep 0), each (steps,)."""
-    visited = timesteps(config, steps)
-    table = jnp.asarray(alphas_cumprod(config))
-    below = visited - config.train_steps // steps
-    last = config.train_steps - 1
-    return table[visited.clip(max=last)], jnp.where(below < 0, 1.0, table[below.clip(0, last)])
+@dataclasses.dataclass(frozen=True)
+class Euler:
+    """Follow dx/dsigma = noise from the largest sigma down to 0 (Karras et al. 2022, algorithm 1 without churn)."""
+
+    schedule: ScheduleConfig
+    steps: int
+
+    needs_step_noise = False
+
+    @property
+    def init_noise_scale(self) -> float:
+        """sqrt(sigma_max^2 + 1), as published."""
+        return schedule.init_noise_sigma(self.schedule, self.steps)
+
+    def timesteps(self) -> Int[np.ndarray, " steps"]:
+        """As in `schedule.timesteps`."""
+        return schedule.timesteps(self.schedule, self.steps)
+
+    def sigmas(self) -> Float[np.ndarray, " levels"]:
+        """(steps + 1,) noise over signal at each of `timesteps`, then 0."""
+        return schedule.sigmas(self.schedule, self.steps)
+
+    def sample(
+        self,
+        predict_noise: PredictNoise,
+        latents: Float[Array, "b h w c"],
+        conditions: Any,
+        step_noise: Float[Array, "steps b h w c"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """As in `Sampler`; `step_noise` is not used."""
+        sigmas = jnp.asarray(self.sigmas())
+
+        def step(x: Array, now: tuple[Any, ...]) -> tuple[Array, None]:
+            sigma, below, condition = now
+            noise = predict_noise(x / jnp.sqrt(sigma**2 + 1), condition)
+            return x + (below - sigma) * noise, None
+
+        return jax.lax.scan(step, latents, (sigmas[:-1], sigmas[1:], conditions))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPM:
+    """Ancestral sampling from the posterior q(x_s | x_t, x_0) (paper, algorithm 2; Ho et al. 2020, equations 6, 7)."""
+
+    schedule: ScheduleConfig
+    steps: int
+
+    needs_step_noise = True
+    init_noise_scale = 1.0
+
+    def timesteps(self) -> Int[np.ndarray, " steps"]:
+        """As in `schedule.timesteps`."""
+        return schedule.timesteps(self.schedule, self.steps)
+
+    def alphas(self) -> tuple[Float[Array, " steps"], Float[Array, " steps"]]:
+        """Cumulative alphas at each of `timesteps`, and one stride below (1 below timestep 0)."""
+        visited = self.timesteps()
+        table = jnp.asarray(schedule.alphas_cumprod(self.schedule))
+        below = visited - self.schedule.train_steps // self.steps
+        last = self.schedule.train_steps - 1
+        return table[visited.clip(max=last)], jnp.where(below < 0, 1.0, table[below.clip(0, last)])
+
+    def sample(
+        self,
+        predict_noise: PredictNoise,
+        latents: Float[Array, "b h w c"],
+        conditions: Any,
+        step_noise: Float[Array, "steps b h w c"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """As in `Sampler`. Raises ValueError without `step_noise`."""
+        if step_noise is None:
+            raise ValueError("step_noise is None: ancestral sampling needs (steps, B, h, w, c) standard normal noise")
+
+        def step(x: Array, now: tuple[Any, ...]) -> tuple[Array, None]:
+            alpha, alpha_below, fresh, condition = now
+            noise = predict_noise(x, condition)
+            clean = (x - jnp.sqrt(1 - alpha) * noise) / jnp.sqrt(alpha)
+            ratio = alpha / alpha_below
+            mean = (
+                jnp.sqrt(alpha_below) * (1 - ratio) / (1 - alpha) * clean
+                + jnp.sqrt(ratio) * (1 - alpha_below) / (1 - alpha) * x
+            )
+            deviation = jnp.sqrt((1 - alpha_below) / (1 - alpha) * (1 - ratio))
+            return mean + deviation * fresh, None
+
+        return jax.lax.scan(step, latents, (*self.alphas(), step_noise, conditions))[0]
+
+
+SAMPLERS: Mapping[str, Callable[[ScheduleConfig, int], Sampler]] = {"euler": Euler, "ddpm": DDPM}
+"""By the names that options have."""
 
 
 def guide(
-    unconditional: jax.Array, conditional: jax.Array, guidance: jax.Array, rescale: jax.Array | None = None
-) -> jax.Array:
+    unconditional: Float[Array, "b h w c"],
+    conditional: Float[Array, "b h w c"],
+    guidance: Float[Array, ""] | float,
+    rescale: Float[Array, ""] | float | None = None,
+) -> Float[Array, "b h w c"]:
     """Classifier-free guidance (Ho and Salimans 2022), rescaled if asked (Lin et al. 2024, section 3.4).
 
     Args:
-        unconditional: (B, h, w, c), noise predicted without the caption.
-        conditional: (B, h, w, c), noise predicted with it.
+        unconditional: noise predicted without the caption.
+        conditional: noise predicted with it.
         guidance: the weight; 1 is the conditional prediction.
         rescale: phi in 0..1, how far each sample's standard deviation is brought back to the conditional one's.
-
-    Returns:
-        (B, h, w, c).
     """
     guided = unconditional + guidance * (conditional - unconditional)
     if rescale is None:

@@ -2,6 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+Images = Float[Array | np.ndarray, "b h w c"]
+Reference = Float[Array | np.ndarray, "..."]  # of the images' shape; another one is refused by name
 
 METHODS = ("adain", "wavelet", "none")
 LEVELS = 5  # of the published wavelet fix
@@ -11,7 +16,9 @@ MOST_LEVELS = 10
 _VARIANCE_EPSILON = 4 * 1e-5
 
 
-def fix_color(image: jax.Array, reference: jax.Array, method: str, levels: int = LEVELS) -> jax.Array:
+def fix_color(
+    image: Images, reference: Reference, method: str, levels: int = LEVELS
+) -> Float[Array | np.ndarray, "b h w c"]:
     """Apply a colour fix by name: "adain" (the published default), "wavelet" or "none".
 
     Both arrays are (B, H, W, C) in [-1, 1], `reference` the upscaled input; the result is float32 of that shape,
@@ -27,35 +34,35 @@ def fix_color(image: jax.Array, reference: jax.Array, method: str, levels: int =
     return adain(image, reference) if method == "adain" else wavelet(image, reference, levels)
 
 
-def adain(image: jax.Array, reference: jax.Array) -> jax.Array:
+def adain(image: Images, reference: Reference) -> Float32[Array, "b h w c"]:
     """Give each channel of each image the reference's mean and standard deviation over its pixels.
 
     Shapes (B, H, W, C), ranges [-1, 1]; float32 result. Variances are divided by H * W - 1 and then grow by 1e-5
     (in [0, 1] units) in both images, as in the published calc_mean_std. Raises ValueError for shapes that differ.
     """
-    image, reference = _same_shape_float32(image, reference)
-    image_mean, image_deviation = _statistics(image)
-    reference_mean, reference_deviation = _statistics(reference)
-    return (image - image_mean) / image_deviation * reference_deviation + reference_mean
+    ours, theirs = _same_shape_float32(image, reference)
+    mean, deviation = _statistics(ours)
+    wanted_mean, wanted_deviation = _statistics(theirs)
+    return (ours - mean) / deviation * wanted_deviation + wanted_mean
 
 
-def wavelet(image: jax.Array, reference: jax.Array, levels: int = LEVELS) -> jax.Array:
+def wavelet(image: Images, reference: Reference, levels: int = LEVELS) -> Float32[Array, "b h w c"]:
     """Keep the image's high frequencies and take the low ones from the reference, by an a-trous decomposition.
 
     Shapes (B, H, W, C), float32 result; any range, since the filters keep constants. Level i smooths with the 3x3
     binomial kernel dilated by 2**i, edges replicated (StableSR's wavelet_decomposition). `levels` is static under jit.
     Raises ValueError for shapes that differ.
     """
-    image, reference = _same_shape_float32(image, reference)
+    ours, theirs = _same_shape_float32(image, reference)
     # The details of all levels sum to (image - its lowest band), and smoothing is linear: so one chain, over the
     # difference of the two, yields image - low(image) + low(reference).
-    difference = reference - image
+    difference = theirs - ours
     for level in range(levels):
         difference = _smooth(difference, 2**level)
-    return image + difference
+    return ours + difference
 
 
-def _same_shape_float32(image: jax.Array, reference: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _same_shape_float32(image: Images, reference: Reference) -> tuple[jax.Array, jax.Array]:
     if image.shape != reference.shape or image.ndim != 4:
         raise ValueError(f"image {image.shape} and reference {reference.shape} must share one (B, H, W, C) shape")
     return jnp.asarray(image, jnp.float32), jnp.asarray(reference, jnp.float32)

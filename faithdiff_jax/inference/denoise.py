@@ -4,32 +4,32 @@
     contexts --> text keys and values                         > every step: tiles -> UNet -> guidance -> blend
     timesteps, pooled text, time ids --> embeddings          /
 
-One jitted function of (params, arrays); shapes, grid and choices are static, guidance and the rest are not.
+`plan_sampling` says what is static, `SamplingInputs` holds the arrays; `denoise` prepares, predicts and samples.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from faithdiff_jax.diffusion import samplers, schedule
-from faithdiff_jax.errors import InputError
-from faithdiff_jax.inference.tiling import Corners, blend_tiles, gather_tiles, gaussian_weights
-from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.inference.options import RestoreOptions
+from faithdiff_jax.inference.tiling import Corners, blend_tiles, gather_tiles, gaussian_weights, latent_grid
 from faithdiff_jax.models.faithdiff import Denoiser
 
-SAMPLERS = ("euler", "ddpm")
+Constrain = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingPlan:
     """What is fixed when the program is compiled."""
 
-    schedule: schedule.ScheduleConfig
-    steps: int
-    sampler: str
+    sampler: samplers.Sampler
     corners: Corners
     """(top, left) of every tile, in latent pixels."""
     tile: tuple[int, int]
@@ -38,147 +38,197 @@ class SamplingPlan:
     """Tiles that go through the UNet together."""
 
 
-def check_options(
-    config: FaithDiffConfig,
-    steps: int,
-    guidance: float,
-    guidance_rescale: float,
-    tile: int,
-    overlap: float,
-    tile_batch: int,
-    sampler: str,
-) -> None:
-    """Refuse options outside their range: one InputError names every one of them, its value and its range."""
-    limit, smallest = config.schedule.train_steps, config.unet.smallest_side
-    faults = {
-        f"steps is {steps}: must be between 1 and {limit}": not 1 <= steps <= limit,
-        f"guidance is {guidance}: must be 0 or more": not 0 <= guidance < math.inf,
-        f"guidance_rescale is {guidance_rescale}: must be between 0 and 1": not 0 <= guidance_rescale <= 1,
-        f"tile is {tile} latent pixels: must be at least {smallest} for this model": tile < smallest,
-        f"overlap is {overlap}: must be above 0 and at most 1": not 0 < overlap <= 1,
-        f"tile_batch is {tile_batch}: must be at least 1": tile_batch < 1,
-        f"sampler is {sampler!r}: must be one of {', '.join(SAMPLERS)}": sampler not in SAMPLERS,
-    }
-    found = [message for message, wrong in faults.items() if wrong]
-    if found:
-        raise InputError("; ".join(found))
+def plan_sampling(options: RestoreOptions, schedule: schedule.ScheduleConfig, height: int, width: int) -> SamplingPlan:
+    """The plan for latents of height x width. Raises InputError for more tiles than are worked on."""
+    options.check_tiles(height, width)
+    corners = latent_grid(height, width, options.tile, options.overlap)
+    return SamplingPlan(
+        sampler=samplers.SAMPLERS[options.sampler](schedule, options.steps),
+        corners=corners,
+        tile=(min(options.tile, height), min(options.tile, width)),
+        tile_batch=min(options.tile_batch, len(corners)),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text:
-    """One side of the guidance: a context (B, M, D), its pooled form (B, P) and nothing else."""
+    """One side of the guidance, a pytree: a context (B, M, D) and its pooled form (B, P), or None for SD 2.1."""
 
-    context: jax.Array
-    pooled: jax.Array | None
-
-
-jax.tree_util.register_dataclass(Text, ["context", "pooled"], [])
+    context: Any
+    pooled: Any = None
 
 
-def sample(
-    denoiser: Denoiser,
-    plan: SamplingPlan,
-    features: jax.Array,
-    text: Text,
-    negative: Text | None,
-    noise: jax.Array,
-    start: jax.Array | None,
-    step_noise: jax.Array | None,
-    time_ids: jax.Array,
-    guidance: jax.Array,
-    rescale: jax.Array | None,
-    constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
-) -> jax.Array:
-    """Denoise from the start point to a clean latent.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingInputs:
+    """The arrays that the program takes, a pytree; None where there is none of a kind.
+
+    Attributes:
+        features: (B, H, W, F) LQ features.
+        text: the caption's.
+        negative: the negative caption's, or None for no guidance.
+        noise: (B, H, W, c), standard normal.
+        start: (B, H, W, c), scaled latent of the LQ image, or None to start from pure noise.
+        step_noise: (steps, B, H, W, c), standard normal, for samplers that need it.
+        time_ids: (tiles, 6), image size, tile position and target size.
+        guidance: scalar weight.
+        rescale: scalar phi, or None.
+    """
+
+    features: Any
+    text: Text
+    negative: Text | None = None
+    noise: Any
+    start: Any = None
+    step_noise: Any = None
+    time_ids: Any
+    guidance: Any
+    rescale: Any = None
+
+
+jax.tree_util.register_dataclass(Text)
+jax.tree_util.register_dataclass(SamplingInputs)
+
+
+def denoise(
+    denoiser: Denoiser, plan: SamplingPlan, inputs: SamplingInputs, constrain: Constrain = lambda x: x
+) -> Float[Array, "b h w c"]:
+    """Denoise from the start point to a clean, scaled latent, in float32.
 
     Args:
         denoiser: UNet and aligner.
         plan: what is static.
-        features: (B, H, W, F) LQ features.
-        text: the caption's.
-        negative: the empty caption's, or None for no guidance.
-        noise: (B, H, W, c), standard normal.
-        start: (B, H, W, c), scaled latent of the LQ image, or None to start from pure noise.
-        step_noise: (steps, B, H, W, c), standard normal, for "ddpm" only.
-        time_ids: (tiles, 6), image size, tile position and target size.
-        guidance: scalar weight.
-        rescale: scalar phi, or None.
+        inputs: the arrays.
         constrain: applied to every batch that goes through the UNet, to lay it out over devices.
-
-    Returns:
-        (B, H, W, c), float32.
     """
-    batch, height, width, channels = noise.shape
-    tiles = len(plan.corners)
-    chunks = math.ceil(tiles / plan.tile_batch)
-    # A last chunk that is not full is filled up with the last tile, so that every chunk is the same program.
-    corners = plan.corners + plan.corners[-1:] * (chunks * plan.tile_batch - tiles)
-    time_ids = jnp.concatenate([time_ids, jnp.repeat(time_ids[-1:], len(corners) - tiles, axis=0)])
-    places = jnp.asarray(corners, jnp.int32).reshape(chunks, plan.tile_batch, 2)
+    sampler = plan.sampler
+    tiles = Tiles(plan, inputs.noise.shape)
+    prepared = prepare(denoiser, tiles, inputs, constrain)
+    predict_noise = Predictor(denoiser, sampler.schedule, tiles, prepared, inputs, constrain)
+    latents = inputs.noise * sampler.init_noise_scale
+    if inputs.start is not None:  # the LQ latent, noised to the last timestep (published `start_point="lr"`)
+        latents = schedule.add_noise(sampler.schedule, inputs.start, latents, sampler.schedule.train_steps - 1)
+    visited = jnp.asarray(sampler.timesteps())
+    conditions = visited, denoiser.unet.embed_timesteps(visited)
+    return sampler.sample(predict_noise, latents, conditions, inputs.step_noise)
 
-    def cut(x, places):  # (B, H, W, C) -> (tile_batch * B, h, w, C), the tiles of one chunk
-        if len(corners) == 1:
+
+class Tiles:
+    """The tiles of a picture in chunks of `plan.tile_batch`, which go through the UNet one after another.
+
+    Attributes:
+        places: (chunks, tile_batch, 2), the corners; the last chunk is filled up with the last tile, so that every
+            chunk is the same program.
+    """
+
+    def __init__(self, plan: SamplingPlan, shape: tuple[int, ...]):
+        """Lay the tiles out for latents of a shape (B, H, W, c)."""
+        self._corners, self._tile = plan.corners, plan.tile
+        self._shape = shape
+        self._chunks = math.ceil(len(plan.corners) / plan.tile_batch)
+        self._surplus = self._chunks * plan.tile_batch - len(plan.corners)
+        self.places = self.in_chunks(jnp.asarray(plan.corners, jnp.int32))
+
+    @property
+    def batch(self) -> int:
+        """Pictures that each tile is cut out of."""
+        return self._shape[0]
+
+    def in_chunks(self, per_tile: jax.Array) -> jax.Array:
+        """(tiles, n) -> (chunks, tile_batch, n), what belongs to the last tile repeated."""
+        filled = jnp.concatenate([per_tile, jnp.repeat(per_tile[-1:], self._surplus, axis=0)])
+        return filled.reshape(self._chunks, -1, per_tile.shape[-1])
+
+    def cut(self, x: jax.Array, places: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (tile_batch * B, h, w, C), the tiles of one chunk."""
+        if self._is_whole:
             return x
-        return gather_tiles(x, places, *plan.tile).reshape(-1, *plan.tile, x.shape[-1])
+        return gather_tiles(x, places, *self._tile).reshape(-1, *self._tile, x.shape[-1])
 
-    def join(x):  # the way back, overlaps averaged
-        if len(corners) == 1:
+    def join(self, x: jax.Array) -> jax.Array:
+        """The way back, from all chunks (chunks, tile_batch * B, h, w, c), overlaps averaged."""
+        if self._is_whole:
             return x[0]
-        x = x.reshape(len(corners), batch, *plan.tile, channels)[:tiles]
-        return blend_tiles(x, plan.corners, jnp.asarray(gaussian_weights(*plan.tile)), height, width)
+        _, height, width, channels = self._shape
+        tiles = x.reshape(-1, self.batch, *self._tile, channels)[: len(self._corners)]
+        return blend_tiles(tiles, self._corners, jnp.asarray(gaussian_weights(*self._tile)), height, width)
+
+    @property
+    def _is_whole(self) -> bool:
+        return self._chunks == 1 and len(self._corners) + self._surplus == 1
+
+
+class Prepared(NamedTuple):
+    """What does not change from step to step.
+
+    Attributes:
+        conditions: (chunks, tile_batch * B, h, w, C) embedded LQ features.
+        passes: one entry for each pass through the UNet: added embeddings (chunks, k, tile_batch, B, E), and text keys
+            and values of k * tile_batch * B texts; k is 2 where both sides of the guidance go through together.
+    """
+
+    conditions: jax.Array
+    passes: list[tuple[jax.Array, Any]]
+
+
+def prepare(denoiser: Denoiser, tiles: Tiles, inputs: SamplingInputs, constrain: Constrain) -> Prepared:
+    """Compute what all steps share."""
+    time_ids = tiles.in_chunks(inputs.time_ids)
+
+    def condition(places: jax.Array) -> jax.Array:
+        return denoiser.alignment.embed(constrain(tiles.cut(inputs.features, places)))
 
     # Chunk by chunk, so that the LQ features never lie there a second time in overlapping tiles.
-    conditions = jax.lax.map(lambda here: denoiser.alignment.embed(constrain(cut(features, here))), places)
+    conditions = jax.lax.map(condition, tiles.places)
     # Contexts of one length go through the UNet as one batch, the unconditional half first.
-    sides = [text] if negative is None else [negative, text]
-    same_length = len({side.context.shape[1] for side in sides}) == 1
-    passes = [jax.tree.map(lambda *x: jnp.stack(x), *sides)] if same_length else [_lift(side) for side in sides]
-    prepared = [_prepare(denoiser, side, time_ids.reshape(chunks, plan.tile_batch, 6)) for side in passes]
+    sides = [inputs.text] if inputs.negative is None else [inputs.negative, inputs.text]
+    together = len({side.context.shape[1] for side in sides}) == 1
+    groups = [sides] if together else [[side] for side in sides]
+    passes = [jax.tree.map(lambda *x: jnp.stack(x), *group) for group in groups]
+    return Prepared(conditions, [_prepare_text(denoiser, side, time_ids) for side in passes])
 
-    def predict_noise(x, condition):
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """Predicts the noise of whole latents, tile by tile: what a sampler calls at every step."""
+
+    denoiser: Denoiser
+    schedule: schedule.ScheduleConfig
+    tiles: Tiles
+    prepared: Prepared
+    inputs: SamplingInputs
+    constrain: Constrain
+
+    def __call__(self, x: jax.Array, condition: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """(B, H, W, c) of unit variance; (timestep, its embedding (E,)) -> noise (B, H, W, c)."""
         timestep, time_embedding = condition
+        added = [added for added, _ in self.prepared.passes]
+        chunks = self.tiles.places, self.prepared.conditions, added
+        output = self.tiles.join(jax.lax.map(functools.partial(self._predict_chunk, x, time_embedding), chunks))
+        return schedule.to_noise(self.schedule, output, x, timestep)
 
-        def chunk(operands):
-            here, condition, added = operands
-            latents = cut(x, here)
-            predictions = []
-            for (_, keys_values), side_added in zip(prepared, added, strict=True):
-                side_added = side_added.reshape(-1, side_added.shape[-1])
-                embedding = time_embedding[None] + side_added
-                predicted = denoiser.denoise(
-                    constrain(latents), constrain(embedding), constrain(condition), keys_values, group=batch
-                )
-                predictions += jnp.split(predicted.astype(jnp.float32), len(predicted) // len(latents))
-            if negative is None:
-                return predictions[0]
-            unconditional, conditional = predictions
-            return samplers.guide(unconditional, conditional, guidance, rescale)
-
-        output = join(jax.lax.map(chunk, (places, conditions, [added for added, _ in prepared])))
-        return schedule.to_noise(plan.schedule, output, x, timestep)
-
-    visited = jnp.asarray(schedule.timesteps(plan.schedule, plan.steps))
-    steps = visited, denoiser.unet.embed_timesteps(visited)
-    if plan.sampler == "ddpm":
-        assert step_noise is not None, "ancestral sampling needs step_noise"
-        latents = _start_point(plan.schedule, noise, start)
-        return samplers.ddpm(predict_noise, latents, samplers.ddpm_alphas(plan.schedule, plan.steps), step_noise, steps)
-    noise = noise * schedule.init_noise_sigma(plan.schedule, plan.steps)
-    sigmas = jnp.asarray(schedule.sigmas(plan.schedule, plan.steps))
-    return samplers.euler(predict_noise, _start_point(plan.schedule, noise, start), sigmas, steps)
+    def _predict_chunk(self, x: jax.Array, time_embedding: jax.Array, chunk: tuple[Any, ...]) -> jax.Array:
+        """What the UNet puts out for the tiles of one chunk, both texts guided into one."""
+        places, condition, added = chunk
+        latents = self.tiles.cut(x, places)
+        predictions: list[jax.Array] = []
+        for (_, keys_values), of_pass in zip(self.prepared.passes, added, strict=True):
+            embedding = time_embedding[None] + of_pass.reshape(-1, of_pass.shape[-1])
+            predicted = self.denoiser.denoise(
+                self.constrain(latents),
+                self.constrain(embedding),
+                self.constrain(condition),
+                keys_values,
+                group=self.tiles.batch,
+            )
+            predictions += jnp.split(predicted.astype(jnp.float32), len(predicted) // len(latents))
+        if self.inputs.negative is None:
+            return predictions[0]
+        unconditional, conditional = predictions
+        return samplers.guide(unconditional, conditional, self.inputs.guidance, self.inputs.rescale)
 
 
-def _start_point(config: schedule.ScheduleConfig, noise: jax.Array, start: jax.Array | None) -> jax.Array:
-    """Pure noise, or the LQ latent noised to the last timestep (published `start_point="lr"`)."""
-    return noise if start is None else schedule.add_noise(config, start, noise, config.train_steps - 1)
-
-
-def _lift(side: Text) -> Text:
-    return jax.tree.map(lambda x: x[None], side)
-
-
-def _prepare(denoiser: Denoiser, side: Text, time_ids: jax.Array):
-    """Added embeddings (chunks, k, tile_batch, B, E) and text keys and values (..., k * tile_batch * B, ...).
+def _prepare_text(denoiser: Denoiser, side: Text, time_ids: jax.Array) -> tuple[jax.Array, Any]:
+    """One entry of `Prepared.passes`.
 
     `side` holds k texts: context (k, B, M, D) and pooled (k, B, P); `time_ids` is (chunks, tile_batch, 6).
     """
@@ -195,7 +245,9 @@ def _prepare(denoiser: Denoiser, side: Text, time_ids: jax.Array):
     # Keys and values are projected before they are repeated for the tiles of a batch.
     keys_values = denoiser.unet.project_text(side.context.reshape(texts * batch, length, dim))
 
-    def repeat(x):  # (depth, k * B, M, heads, dim) -> (depth, k * tile_batch * B, M, heads, dim)
+    def repeat(
+        x: jax.Array,
+    ) -> jax.Array:  # (depth, k * B, M, heads, dim) -> (depth, k * tile_batch * B, M, heads, dim)
         depth, _, *rest = x.shape
         x = x.reshape(depth, texts, 1, batch, *rest)
         return jnp.broadcast_to(x, (depth, texts, tile_batch, batch, *rest)).reshape(depth, -1, *rest)

@@ -8,36 +8,39 @@ Each step is a jitted pure function of (parameters, arrays); modules are merged 
 """
 
 import functools
-import logging
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Num, UInt8
 
+from faithdiff_jax.config import from_dict
+from faithdiff_jax.diffusion.samplers import SAMPLERS
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images as images_
 from faithdiff_jax.files.tokenizers import Tokenizers
-from faithdiff_jax.inference.color import LEVELS, METHODS, MOST_LEVELS, fix_color
-from faithdiff_jax.inference.denoise import SamplingPlan, Text, check_options
+from faithdiff_jax.inference.denoise import SamplingInputs, Text, plan_sampling
+from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.programs import Programs
-from faithdiff_jax.inference.tiling import fade_tiles, latent_grid
+from faithdiff_jax.inference.progress import long_task
+from faithdiff_jax.inference.tiling import fade_tiles
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, numbered, part_names, part_shapes
 from faithdiff_jax.sharding import batch_sharding, parameter_sharding
-from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.hub import local_folder
+from faithdiff_jax.weights.model_directory import CONFIG, ModelDirectory
 
-log = logging.getLogger("faithdiff_jax")
+MODEL_FILE = re.compile(r"config\.yaml|\w+\.safetensors|tokenizer(_\d+)?/[^/]+|params/.+")
 
-Array = jax.Array | np.ndarray
-
-STARTS = ("lr", "noise")
-VAE_TILE = 1024
-"""Side in image pixels above which the encoders and the decoder work in tiles, as published."""
+AnyArray = Array | np.ndarray
+Images = Float[AnyArray, "b h w c"]
+Latents = Float[AnyArray, "b h w c"]
 
 
 class FaithDiff:
@@ -46,9 +49,9 @@ class FaithDiff:
     Attributes:
         config: the architecture.
         params: part name ("unet", "alignment", "lq_encoder", "vae", "text_encoder", "text_encoder_2") -> pytree.
+        defaults: the options that `restore` and `sample` start from.
         programs: the jitted functions of (params, arrays) behind every call.
         mesh: device mesh, or None for the default device.
-        vae_tile: side in image pixels above which encoders and decoder work in tiles.
     """
 
     def __init__(
@@ -57,72 +60,82 @@ class FaithDiff:
         params: Mapping[str, Params],
         tokenizers: Tokenizers | None = None,
         *,
+        defaults: RestoreOptions | None = None,
         dtype: Any = jnp.float32,
         mesh: Mesh | None = None,
-        vae_tile: int = VAE_TILE,
     ):
         """Take parameters as they are; `load` reads them from a model directory.
 
-        `dtype` is what the networks compute in; norm statistics, softmax and the sampler stay in float32.
+        `dtype` is what the networks compute in; norm statistics, softmax and the sampler stay in float32. Without
+        `defaults`, they are the published options.
         """
-        if vae_tile % (4 * config.vae.factor):
-            raise InputError(f"vae_tile is {vae_tile}: must be a multiple of {4 * config.vae.factor}")
         self.config = config
         self.mesh = mesh
-        self.vae_tile = vae_tile
+        self.defaults = defaults or RestoreOptions()
         self.params = dict(params)
         self.dtype = jnp.dtype(dtype)
         self._tokenizers = tokenizers
-        self._announced: set[tuple] = set()
-
         self.programs = _programs(config, self.dtype, mesh)
 
     @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike,
-        *,
-        dtype: Any = None,
-        mesh: Mesh | None = None,
-        vae_tile: int = VAE_TILE,
-    ) -> "FaithDiff":
-        """Read a model directory that `convert_weights.py` or a training run wrote.
+    def load(cls, path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None = None) -> "FaithDiff":
+        """Read a model directory that `faithdiff convert` or a training run wrote, and its own default options.
 
         Args:
             path: the model directory.
             dtype: what to hold and compute in; None for bfloat16 on GPU and TPU, float32 on CPU.
             mesh: devices to spread over (see `sharding.make_mesh`); None for the default device.
-            vae_tile: side in image pixels above which encoders and decoder work in tiles.
 
         Raises:
             InputError: not a model directory, or one whose parameters do not fit its configuration.
         """
-        model = ModelDirectory.open(pathlib.Path(path))
-        config = model.config
+        stored = path if isinstance(path, ModelDirectory) else ModelDirectory.open(pathlib.Path(path))
+        config = stored.config
+        defaults = default_options(stored)
         dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
         params = {}
-        for part in part_names(config):
-            sharding = None
-            if mesh is not None:
-                shapes = part_shapes(config, part)
-                sharding = {name: parameter_sharding(mesh, shape) for name, shape in shapes.items()}
-            params[part] = model.load(part, dtype=dtype, sharding=sharding)
-        return cls(config, params, Tokenizers.load(model.tokenizers), dtype=dtype, mesh=mesh, vae_tile=vae_tile)
+        with long_task(f"reading the model {stored.path}"):
+            for part in part_names(config):
+                sharding = None
+                if mesh is not None:
+                    shapes = part_shapes(config, part)
+                    sharding = {name: parameter_sharding(mesh, shape) for name, shape in shapes.items()}
+                params[part] = stored.load(part, dtype=dtype, sharding=sharding)
+            tokenizers = Tokenizers.load(stored.tokenizers)
+        return cls(config, params, tokenizers, defaults=defaults, dtype=dtype, mesh=mesh)
 
-    def encode_lq(self, images: Array) -> Array:
-        """LQ features: (B, H, W, 3) in [-1, 1], sides multiples of 8 -> (B, H/8, W/8, 512)."""
-        return self._in_tiles(lambda x: self.programs.encode_lq(self.params["lq_encoder"], x), images, encode=True)
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None = None
+    ) -> "FaithDiff":
+        """`load` a model directory, or a Hugging Face repository that holds one ("owner/name"), fetched if need be.
 
-    def encode(self, images: Array, noise: Array) -> jax.Array:
+        Raises:
+            InputError: neither a folder nor a repository that can be reached, or what `load` refuses.
+        """
+        return cls.load(local_folder(os.fspath(name), _model_files), dtype=dtype, mesh=mesh)
+
+    def encode_lq(self, images: Images, *, vae_tile: int | None = None) -> Float[AnyArray, "b lh lw f"]:
+        """LQ features: (B, H, W, 3) in [-1, 1], sides multiples of 8 -> (B, H/8, W/8, 512).
+
+        Like `encode` and `decode`, works in tiles of `vae_tile` image pixels where a side is longer; None for the
+        model's default, 1,024 as published.
+        """
+        return self._in_tiles(lambda x: self.programs.encode_lq(self.params["lq_encoder"], x), images, vae_tile)
+
+    def encode(
+        self, images: Images, noise: Float[AnyArray, "b lh lw c"], *, vae_tile: int | None = None
+    ) -> Float[Array, "b lh lw c"]:
         """VAE sample, scaled: (B, H, W, 3) in [-1, 1] and standard normal (B, H/8, W/8, 4) -> (B, H/8, W/8, 4)."""
-        moments = self._in_tiles(lambda x: self.programs.moments(self.params["vae"], x), images, encode=True)
+        moments = self._in_tiles(lambda x: self.programs.moments(self.params["vae"], x), images, vae_tile)
         return self.programs.draw(self.params["vae"], moments, noise)
 
-    def decode(self, latents: Array) -> Array:
+    def decode(self, latents: Latents, *, vae_tile: int | None = None) -> Float[AnyArray, "b ih iw ic"]:
         """Scaled latents (B, h, w, 4) -> images (B, 8h, 8w, 3), about [-1, 1]."""
-        return self._in_tiles(lambda x: self.programs.decode(self.params["vae"], x), latents, encode=False)
+        decode = lambda x: self.programs.decode(self.params["vae"], x)  # noqa: E731
+        return self._in_tiles(decode, latents, vae_tile, encode=False)
 
-    def encode_text(self, captions: Sequence[str]) -> tuple[jax.Array, jax.Array]:
+    def encode_text(self, captions: Sequence[str]) -> tuple[Float[Array, "b m d"], Float[Array, "b p"]]:
         """Captions -> context (B, 77, 2048) and pooled (B, 1280), as trained; "" for no caption.
 
         Raises:
@@ -135,13 +148,13 @@ class FaithDiff:
 
     def predict_noise(
         self,
-        latents: Array,
-        timesteps: Array,
-        features: Array,
-        context: Array,
-        pooled: Array | None = None,
-        time_ids: Array | None = None,
-    ) -> jax.Array:
+        latents: Latents,
+        timesteps: Num[AnyArray, " b"],
+        features: Float[AnyArray, "b h w f"],
+        context: Float[AnyArray, "b m d"],
+        pooled: Float[AnyArray, "b p"] | None = None,
+        time_ids: Float[AnyArray, "b 6"] | None = None,
+    ) -> Float[Array, "b h w c"]:
         """One evaluation of UNet and aligner, for samplers of one's own.
 
         Args:
@@ -161,24 +174,15 @@ class FaithDiff:
 
     def sample(
         self,
-        features: Array,
-        context: Array,
-        pooled: Array | None,
-        negative_context: Array | None,
-        negative_pooled: Array | None,
-        noise: Array,
-        *,
-        steps: int = 20,
-        guidance: float = 5.0,
-        guidance_rescale: float = 0.0,
-        image_size: tuple[int, int] | None = None,
-        start: Array | None = None,
-        tile: int = 128,
-        overlap: float = 0.5,
-        tile_batch: int = 1,
-        sampler: str = "euler",
-        step_noise: Array | None = None,
-    ) -> jax.Array:
+        features: Float[AnyArray, "b h w f"],
+        context: Float[AnyArray, "b m d"],
+        pooled: Float[AnyArray, "b p"] | None,
+        negative_context: Float[AnyArray, "b n d"] | None,
+        negative_pooled: Float[AnyArray, "b p"] | None,
+        noise: Latents,
+        options: RestoreOptions | None = None,
+        **keywords: Any,
+    ) -> Float[Array, "b h w c"]:
         """The whole denoising loop in one jitted program.
 
         Args:
@@ -188,193 +192,155 @@ class FaithDiff:
             negative_context: (B, N, 2048); not needed, and not used, at guidance 1 or less.
             negative_pooled: (B, 1280).
             noise: (B, h, w, 4), standard normal.
-            steps: 1 to 1,000.
-            guidance: weight of classifier-free guidance, 0 or more; applied above 1 only.
-            guidance_rescale: phi in 0..1.
-            image_size: (H, W) in pixels of the whole padded picture; 8 times the latents' by default.
-            start: (B, h, w, 4), scaled latent of the LQ image (`encode`) for the "lr" start; None for pure noise.
-            tile: side of a tile in latent pixels; larger latents are cut up and blended at every step.
-            overlap: stride from tile to tile as a fraction of a tile, in (0, 1], as published.
-            tile_batch: tiles that go through the UNet together.
-            sampler: "euler" or "ddpm".
-            step_noise: (steps, B, h, w, 4), standard normal, for "ddpm".
+            options: the model's defaults if None; `steps`, `guidance`, `guidance_rescale`, `sampler`, `tile`,
+                `overlap` and `tile_batch` are read.
+            keywords: single options to replace, such as `steps=10`; and
+                `start`: (B, h, w, 4), scaled latent of the LQ image (`encode`) to start from, None for pure noise;
+                `image_size`: (H, W) in pixels of the whole padded picture, 8 times the latents' by default;
+                `step_noise`: (steps, B, h, w, 4), standard normal, for "ddpm".
 
         Returns:
             (B, h, w, 4), float32, scaled.
 
         Raises:
-            InputError: a value outside its range.
+            InputError: a value outside its range, or an array that is missing.
         """
-        check_options(self.config, steps, guidance, guidance_rescale, tile, overlap, tile_batch, sampler)
-        if sampler == "ddpm" and step_noise is None:
-            raise InputError("step_noise is None: sampler 'ddpm' needs (steps, B, h, w, c) standard normal noise")
-        if guidance > 1 and negative_context is None:
-            raise InputError(f"guidance is {guidance}: above 1 it needs negative_context and negative_pooled")
-        if self.config.unet.pooled_dim is not None and (pooled is None or (guidance > 1 and negative_pooled is None)):
-            raise InputError("pooled or negative_pooled is None: this model's added embedding needs pooled texts")
-        negative = None
-        if guidance > 1:
-            assert negative_context is not None
-            negative = _text(negative_context, negative_pooled)
+        start, image_size, step_noise = (keywords.pop(name, None) for name in ("start", "image_size", "step_noise"))
+        options = (options or self.defaults).replace(**keywords)
+        options.check_against(self.config)
         _, height, width, _ = noise.shape
+        plan = plan_sampling(options, self.config.schedule, height, width)
+        if not plan.sampler.needs_step_noise:
+            step_noise = None
+        elif step_noise is None:
+            raise InputError(
+                f"step_noise is None: sampler {options.sampler!r} needs (steps, B, h, w, c) standard normal noise"
+            )
         factor = self.config.vae.factor
         size = image_size or (height * factor, width * factor)
-        corners = latent_grid(height, width, tile, overlap)
-        plan = SamplingPlan(
-            schedule=self.config.schedule,
-            steps=steps,
-            sampler=sampler,
-            corners=corners,
-            tile=(min(tile, height), min(tile, width)),
-            tile_batch=min(tile_batch, len(corners)),
+        target = options.tile * factor
+        inputs = SamplingInputs(
+            features=features,
+            text=_text(context, pooled),
+            negative=self._negative(options.guidance, pooled, negative_context, negative_pooled),
+            noise=noise,
+            start=start,
+            step_noise=step_noise,
+            time_ids=np.array([(*size, *corner, target, target) for corner in plan.corners], np.float32),
+            guidance=np.float32(options.guidance),
+            rescale=np.float32(options.guidance_rescale) if options.guidance_rescale > 0 else None,
         )
-        time_ids = np.array([(*size, *corner, tile * factor, tile * factor) for corner in corners], np.float32)
-        self._announce("sampler", noise.shape, f"{len(corners)} tiles", f"{steps} steps", guidance > 1)
-        return self.programs.sample(
-            self._denoiser_params,
-            plan,
-            features,
-            _text(context, pooled),
-            negative,
-            noise,
-            start,
-            step_noise if sampler == "ddpm" else None,
-            time_ids,
-            np.float32(guidance),
-            np.float32(guidance_rescale) if guidance_rescale > 0 else None,
-        )
+        return self.programs.sample(self._denoiser_params, plan, inputs)
 
     def restore(
         self,
-        image: np.ndarray,
+        image: UInt8[np.ndarray, "h w 3"],
         caption: str = "",
+        options: RestoreOptions | None = None,
         *,
-        scale: float = 2,
-        steps: int = 20,
-        guidance: float = 5.0,
-        guidance_rescale: float = 0.0,
-        seed: int = 42,
-        noise: Mapping[str, Array] | None = None,
-        start: str = "lr",
-        tile: int = 128,
-        overlap: float = 0.5,
-        tile_batch: int = 1,
-        sampler: str = "euler",
-        color_fix: str = "adain",
-        wavelet_levels: int = LEVELS,
-        negative_caption: str = "",
-        multiple: int | None = None,
-    ) -> np.ndarray:
+        noise: Mapping[str, AnyArray] | None = None,
+        **replacements: Any,
+    ) -> UInt8[np.ndarray, "H W 3"]:
         """Restore one picture (section "Restoring one image" of the published pipeline).
 
         Args:
-            image: (h, w, 3) uint8, of any size.
+            image: (h, w, 3), of any size.
             caption: what the picture shows; used as it is.
-            scale: how many times larger each side becomes.
-            steps: 1 to 1,000.
-            guidance: 0 or more; applied above 1 only.
-            guidance_rescale: phi in 0..1.
-            seed: of all noise; the same seed gives the same picture on one device or eight.
+            options: every choice there is; the model's defaults if None.
             noise: instead of the seed, standard normal arrays: "start" (1, H/8, W/8, 4), "encode" of the same shape
-                for the "lr" start, "steps" (steps, 1, H/8, W/8, 4) for the "ddpm" sampler.
-            start: "lr" from the noised LQ picture, "noise" from noise alone.
-            tile: side of a tile in latent pixels.
-            overlap: stride fraction of the tiles.
-            tile_batch: tiles that go through the UNet together.
-            sampler: "euler" or "ddpm".
-            color_fix: "adain", "wavelet" or "none".
-            wavelet_levels: what is coarser than 2**levels pixels comes from the input, under "wavelet"; 1 to 10.
-            negative_caption: what guidance leads away from; published: the empty caption, encoded.
-            multiple: pad sides up to a multiple of this many pixels, 8 by default as published. A larger one lets
-                pictures of many sizes share a compiled program, at slightly other results.
+                for the "lr" start, "steps" (steps, 1, H/8, W/8, 4) for the "ddpm" sampler. The same seed gives the
+                same picture on one device or eight.
+            replacements: single options to replace, such as `steps=10`.
 
         Returns:
-            (round(h * scale), round(w * scale), 3) uint8.
+            (round(h * scale), round(w * scale), 3).
 
         Raises:
-            InputError: a value outside its range, or a picture too small for the scale.
+            InputError: an unknown option, a value outside its range, or a picture too small or large for the scale.
         """
-        if start not in STARTS:
-            raise InputError(f"start is {start!r}: must be one of {', '.join(STARTS)}")
-        if color_fix not in METHODS:
-            raise InputError(f"color_fix is {color_fix!r}: must be one of {', '.join(METHODS)}")
-        if not 1 <= wavelet_levels <= MOST_LEVELS:
-            raise InputError(f"wavelet_levels is {wavelet_levels}: must be between 1 and {MOST_LEVELS}")
-        check_options(self.config, steps, guidance, guidance_rescale, tile, overlap, tile_batch, sampler)
-        factor = self.config.vae.factor
-        multiple = multiple or factor
-        if multiple % factor:
-            raise InputError(f"multiple is {multiple}: must be a multiple of {factor}")
-
-        upscaled = images_.upscale(image, scale)
+        options = (options or self.defaults).replace(**replacements)
+        options.check_against(self.config)
+        size = options.padded_size(self.config, *image.shape[:2])
+        upscaled = images_.upscale(image, options.scale)
         height, width = upscaled.shape[:2]
-        padded = images_.to_float(images_.pad_to_multiple(upscaled, multiple))[None]
-        size = padded.shape[1], padded.shape[2]
-        noise = noise or self._noise(seed, size, steps, sampler)
+        padding = [(0, whole - side) for whole, side in zip(size, (height, width), strict=True)]
+        padded = images_.to_float(np.pad(upscaled, [*padding, (0, 0)], mode="edge"))[None]
+        noise = self._noise(options, size) if noise is None else noise
 
-        context, pooled = self.encode_text([caption, negative_caption])
+        context, pooled = self.encode_text([caption, options.negative_caption])
+        start = None
+        if options.start == "lr":
+            start = self.encode(padded, noise["encode"], vae_tile=options.vae_tile)
         latents = self.sample(
-            self.encode_lq(padded),
+            self.encode_lq(padded, vae_tile=options.vae_tile),
             context[:1],
             pooled[:1],
             context[1:],
             pooled[1:],
             noise["start"],
-            steps=steps,
-            guidance=guidance,
-            guidance_rescale=guidance_rescale,
+            options,
             image_size=size,
-            start=self.encode(padded, noise["encode"]) if start == "lr" else None,
-            tile=tile,
-            overlap=overlap,
-            tile_batch=tile_batch,
-            sampler=sampler,
+            start=start,
             step_noise=noise.get("steps"),
         )
-        restored = images_.to_uint8(images_.crop(np.asarray(self.decode(latents)[0]), height, width))
+        decoded = np.asarray(self.decode(latents, vae_tile=options.vae_tile))[0]
+        restored = images_.to_uint8(images_.crop(decoded, height, width))
         # As published, colours are fixed on the picture at eight bits, against the upscaled input.
-        ours, theirs = (jnp.asarray(images_.to_float(picture)[None]) for picture in (restored, upscaled))
-        fixed = fix_color(ours, theirs, color_fix, wavelet_levels)
-        return images_.to_uint8(np.asarray(fixed[0]))
+        ours, theirs = (images_.to_float(picture)[None] for picture in (restored, upscaled))
+        fixed = self.programs.fix_color(ours, theirs, options.color_fix, options.wavelet_levels)
+        return images_.to_uint8(np.asarray(fixed)[0])
 
     @property
     def _denoiser_params(self) -> Params:
         return {"unet": self.params["unet"], "alignment": self.params["alignment"]}
 
-    def _noise(self, seed: int, size: tuple[int, int], steps: int, sampler: str) -> dict[str, jax.Array]:
+    def _negative(self, guidance: float, pooled: Any, negative_context: Any, negative_pooled: Any) -> Text | None:
+        """The other side of the guidance, None where there is no guidance; InputError for what is missing."""
+        if guidance > 1 and negative_context is None:
+            raise InputError(f"guidance is {guidance}: above 1 it needs negative_context and negative_pooled")
+        if self.config.unet.pooled_dim is not None and (pooled is None or (guidance > 1 and negative_pooled is None)):
+            raise InputError("pooled or negative_pooled is None: this model's added embedding needs pooled texts")
+        return _text(negative_context, negative_pooled) if guidance > 1 else None
+
+    def _noise(self, options: RestoreOptions, size: tuple[int, int]) -> dict[str, jax.Array]:
+        """Noise for a padded picture of a size in pixels, from the seed."""
         factor = self.config.vae.factor
         shape = (1, size[0] // factor, size[1] // factor, self.config.vae.latent_channels)
-        key = jax.random.key(seed)
-        noise = {
-            name: jax.random.normal(jax.random.fold_in(key, i), shape) for i, name in enumerate(("start", "encode"))
-        }
-        if sampler == "ddpm":
-            noise["steps"] = jax.random.normal(jax.random.fold_in(key, 2), (steps, *shape))
-        return noise
+        shapes: dict[str, tuple[int, ...]] = {"start": shape, "encode": shape}
+        if SAMPLERS[options.sampler](self.config.schedule, options.steps).needs_step_noise:
+            shapes["steps"] = (options.steps, *shape)
+        key = jax.random.key(options.seed)
+        return {name: self.programs.normal(jax.random.fold_in(key, i), shapes[name]) for i, name in enumerate(shapes)}
 
-    def _in_tiles(self, apply: Callable[[Array], Array], array: Array, *, encode: bool) -> Array:
+    def _in_tiles(
+        self, apply: Callable[[AnyArray], AnyArray], array: AnyArray, vae_tile: int | None, *, encode: bool = True
+    ) -> AnyArray:
         """Run an encoder or the decoder, over cross-faded tiles on the host if the array is larger than one tile."""
-        factor = self.config.vae.factor
-        tile, out_tile = (
-            (self.vae_tile, self.vae_tile // factor) if encode else (self.vae_tile // factor, self.vae_tile)
-        )
+        factor, vae_tile = self.config.vae.factor, vae_tile or self.defaults.vae_tile
+        if vae_tile % (4 * factor):
+            raise InputError(f"vae_tile is {vae_tile}: must be a multiple of {4 * factor} for this model")
+        tile, out_tile = (vae_tile, vae_tile // factor) if encode else (vae_tile // factor, vae_tile)
         sides = array.shape[1:3]
         if encode and any(side % factor for side in sides):
             raise InputError(f"images are {sides[0]}x{sides[1]}: both sides must be multiples of {factor}")
-        self._announce("encoder" if encode else "decoder", array.shape)
         if max(sides) <= tile:
             if self.mesh is not None:
                 array = jax.device_put(array, batch_sharding(self.mesh, array.shape[0]))
             return apply(array)
         return fade_tiles(lambda part: np.asarray(apply(part)), np.asarray(array), tile=tile, out_tile=out_tile)
 
-    def _announce(self, program: str, *shape) -> None:
-        if (program, *shape) not in self._announced:
-            self._announced.add((program, *shape))
-            log.info("compiling the %s for %s (the first of this size)", program, ", ".join(map(str, shape)))
+
+def read_defaults(path: pathlib.Path) -> RestoreOptions:
+    """A model directory's own default options: the published ones, with what `restore:` in its config.yaml says."""
+    return from_dict(RestoreOptions, model_directory.read_defaults(path), f"{path / model_directory.CONFIG}: restore")
 
 
-def _text(context: Array, pooled: Array | None) -> Text:
+def _model_files(names: Collection[str]) -> list[str]:
+    """What of a repository is fetched: the files of a model directory."""
+    return [name for name in names if MODEL_FILE.fullmatch(name)]
+
+
+def _text(context: AnyArray, pooled: AnyArray | None) -> Text:
     return Text(context=jnp.asarray(context), pooled=None if pooled is None else jnp.asarray(pooled))
 
 

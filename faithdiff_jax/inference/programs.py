@@ -3,18 +3,108 @@
 Parameters are passed in, so that a program works on any of the right shapes: loaded, trained, quantised or sharded.
 """
 
-import functools
-from typing import Any
+import collections
+import contextlib
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from faithdiff_jax.diffusion import schedule
-from faithdiff_jax.inference import denoise
+from faithdiff_jax.inference.color import fix_color
+from faithdiff_jax.inference.denoise import SamplingInputs, SamplingPlan, denoise
+from faithdiff_jax.inference.progress import long_task
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.models.parts import Networks
+from faithdiff_jax.models.parts import Networks, Params
 from faithdiff_jax.sharding import batch_constraint
+
+SIZES_KEPT = 4
+"""Sizes of picture whose compiled code is kept; one more throws out the one that was used longest ago."""
+TILE_SIZES_KEPT = 3 * SIZES_KEPT
+"""The same for encoders and decoder, which see up to nine sizes of tile of one large picture."""
+
+Result = TypeVar("Result")
+
+
+class Program(Generic[Result]):
+    """A jitted function that keeps what it compiled for the last few argument shapes only.
+
+    Compiled code is large (tens of megabytes for a denoising program) and jit keeps all of it for ever: a folder of
+    photographs of all sizes would fill the memory with it.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Result],
+        *,
+        kept: int = SIZES_KEPT,
+        static: tuple[int, ...] = (),
+        describe: Callable[..., str] | None = None,
+    ):
+        """Wrap a function.
+
+        Args:
+            function: pure, of arrays and static values.
+            kept: how many shapes.
+            static: positions of arguments that are not arrays; hashable.
+            describe: names the program to people, from its arguments: "the decoder for 512x512 pixels". What has no
+                name compiles without a word.
+        """
+        self._function = function
+        self._kept = kept
+        self._static = static
+        self._describe = describe
+        self._compiled: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
+
+    def __call__(self, *arguments: Any) -> Result:
+        """Run it, compiled now if these shapes are new."""
+        key = self._key(arguments)
+        if key in self._compiled:
+            self._compiled.move_to_end(key)
+            known: Result = self._compiled[key](*arguments)
+            return known
+        while len(self._compiled) >= self._kept:
+            _, oldest = self._compiled.popitem(last=False)
+            oldest.clear_cache()
+        jitted = self._jit()
+        with self._said(arguments):
+            result: Result = jitted(*arguments)
+        self._compiled[key] = jitted
+        return result
+
+    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+        """What `jax.jit(...).lower` gives: for reading memory and FLOPs without running anything."""
+        lowered: jax.stages.Lowered = self._jit().lower(*arguments)
+        return lowered
+
+    @property
+    def shapes_kept(self) -> int:
+        """For how many shapes compiled code is there."""
+        return len(self._compiled)
+
+    def _jit(self) -> Any:
+        # A function of its own each time: jit shares what it compiled between wrappers of one function.
+        def fresh(*arguments: Any) -> Result:
+            return self._function(*arguments)
+
+        fresh.__name__ = self._function.__name__
+        return jax.jit(fresh, static_argnums=self._static)
+
+    def _key(self, arguments: tuple[Any, ...]) -> Hashable:
+        # Parameters come first, and are of one shape: thousands of leaves that need not be looked at again.
+        arrays = [argument for i, argument in enumerate(arguments) if i > 0 and i not in self._static]
+        leaves, tree = jax.tree.flatten(arrays)
+        shapes = tuple((np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves)
+        return tree, shapes, tuple(arguments[i] for i in self._static)
+
+    def _said(self, arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[None]:
+        if self._describe is None:
+            return contextlib.nullcontext()
+        return long_task(f"compiling {self._describe(*arguments)}", "the first picture of a size takes longer")
 
 
 class Programs:
@@ -27,49 +117,61 @@ class Programs:
         decode: (vae, latents) -> images.
         encode_text: ([text encoders], [token ids]) -> context, pooled.
         predict_noise: ({unet, alignment}, latents, timesteps, features, context, pooled, time_ids) -> noise.
-        sample: ({unet, alignment}, plan, ...) -> latents; see `denoise.sample`.
+        sample: ({unet, alignment}, plan, inputs) -> latents; see `denoise`.
+        normal: (key, shape) -> standard normal noise.
+        fix_color: (images, references, method, levels) -> images.
     """
 
     def __init__(self, config: FaithDiffConfig, *, dtype: Any = jnp.float32, mesh: Mesh | None = None):
         networks = Networks(config, dtype)
         constrain = batch_constraint(mesh)
+        factor = config.vae.factor
 
-        @jax.jit
-        def encode_lq(params, images):
+        def encode_lq(params: Params, images: Array) -> Array:
             return networks.lq_encoder(params)(constrain(images)).astype(jnp.float32)
 
-        @jax.jit
-        def moments(params, images):
+        def moments(params: Params, images: Array) -> Array:
             return networks.vae(params).moments(constrain(images)).astype(jnp.float32)
 
-        @jax.jit
-        def draw(params, moments, noise):
+        def draw(params: Params, moments: Array, noise: Array) -> Array:
             return networks.vae(params).sample(moments, noise)
 
-        @jax.jit
-        def decode(params, latents):
+        def decode(params: Params, latents: Array) -> Array:
             return networks.vae(params).decode(constrain(latents)).astype(jnp.float32)
 
-        @jax.jit
-        def encode_text(params, token_ids):
+        def encode_text(params: list[Params], token_ids: list[Array]) -> tuple[Array, Array]:
             context, pooled = networks.encode_text(params, token_ids)
             return context.astype(jnp.float32), pooled.astype(jnp.float32)
 
-        @jax.jit
-        def predict_noise(params, latents, timesteps, *arrays):
+        def predict_noise(params: Params, latents: Array, timesteps: Array, *arrays: Any) -> Array:
             output = networks.denoiser(params)(latents, timesteps, *arrays).astype(jnp.float32)
             return schedule.to_noise(config.schedule, output, latents, timesteps)
 
-        @functools.partial(jax.jit, static_argnames="plan")
-        def sample(params, plan, features, text, negative, noise, start, step_noise, time_ids, guidance, rescale):
-            model = networks.denoiser(params)
-            arrays = (features, text, negative, noise, start, step_noise, time_ids, guidance, rescale)
-            return denoise.sample(model, plan, *arrays, constrain)
+        def sample(params: Params, plan: SamplingPlan, inputs: SamplingInputs) -> Array:
+            return denoise(networks.denoiser(params), plan, inputs, constrain)
 
-        self.encode_lq = encode_lq
-        self.moments = moments
-        self.draw = draw
-        self.decode = decode
-        self.encode_text = encode_text
-        self.predict_noise = predict_noise
-        self.sample = sample
+        def normal(key: Array, shape: tuple[int, ...]) -> Array:
+            return jax.random.normal(key, shape)
+
+        def of_images(what: str) -> Callable[..., str]:
+            return lambda _, images: f"the {what} for {_pixels(images.shape, 1)}"
+
+        def of_sampling(_: Params, plan: SamplingPlan, inputs: SamplingInputs) -> str:
+            return f"the denoiser for {_pixels(inputs.noise.shape, factor)}, {plan.sampler.steps} steps"
+
+        self.encode_lq = Program(encode_lq, kept=TILE_SIZES_KEPT, describe=of_images("LQ encoder"))
+        self.moments = Program(moments, kept=TILE_SIZES_KEPT, describe=of_images("VAE encoder"))
+        self.draw = Program(draw)
+        self.decode = Program(
+            decode, kept=TILE_SIZES_KEPT, describe=lambda _, x: f"the decoder for {_pixels(x.shape, factor)}"
+        )
+        self.encode_text = Program(encode_text)
+        self.predict_noise = Program(predict_noise)
+        self.sample = Program(sample, static=(1,), describe=of_sampling)
+        self.normal = Program(normal, kept=2 * SIZES_KEPT, static=(1,))  # two shapes a picture with "ddpm"
+        self.fix_color = Program(fix_color, static=(2, 3))
+
+
+def _pixels(shape: tuple[int, ...], factor: int) -> str:
+    """The size of (B, H, W, C) as people write it, in image pixels."""
+    return f"{shape[2] * factor}x{shape[1] * factor} pixels"

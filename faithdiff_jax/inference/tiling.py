@@ -6,10 +6,12 @@ step, on the device. The encoder and the decoder see one tile at a time, and the
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int
 
 Corners = tuple[tuple[int, int], ...]
 
@@ -28,8 +30,13 @@ def latent_grid(height: int, width: int, tile: int, overlap: float) -> Corners:
     return tuple((top, left) for top in _starts(height, tile, overlap) for left in _starts(width, tile, overlap))
 
 
-def gaussian_weights(height: int, width: int) -> np.ndarray:
-    """Weights of a tile's pixels, (height, width) float32: a Gaussian of variance 0.01 in units of tile sides.
+def count_tiles(height: int, width: int, tile: int, overlap: float) -> int:
+    """How many tiles `latent_grid` gives, without laying them out."""
+    return math.prod(len(_strides(side, tile, overlap)) + 1 for side in (height, width))
+
+
+def gaussian_weights(height: int, width: int) -> Float32[np.ndarray, "{height} {width}"]:
+    """Weights of a tile's pixels: a Gaussian of variance 0.01 in units of tile sides.
 
     Its centre is (width - 1) / 2 across but height / 2 down, half a pixel low: the published `_gaussian_weights`
     does so, and the tiles' blend depends on it.
@@ -37,7 +44,12 @@ def gaussian_weights(height: int, width: int) -> np.ndarray:
     return np.outer(_gaussian(height, height / 2), _gaussian(width, (width - 1) / 2)).astype(np.float32)
 
 
-def gather_tiles(array: jax.Array, corners: Corners | jax.Array, tile_height: int, tile_width: int) -> jax.Array:
+def gather_tiles(
+    array: Float[Array | np.ndarray, "b h w c"],
+    corners: Corners | Int[Array, "tiles 2"],
+    tile_height: int,
+    tile_width: int,
+) -> Float[Array, "tiles b {tile_height} {tile_width} c"]:
     """Cut (B, H, W, C) into tiles (T, B, tile_height, tile_width, C).
 
     Sizes are static under jit; corners may be a traced (T, 2) array, to cut out a few tiles at a time. Raises
@@ -48,13 +60,20 @@ def gather_tiles(array: jax.Array, corners: Corners | jax.Array, tile_height: in
         corners = jnp.asarray(corners, jnp.int32)
     batch, _, _, channels = array.shape
 
-    def cut(corner):
+    def cut(corner: Array) -> Array:
         return jax.lax.dynamic_slice(array, (0, corner[0], corner[1], 0), (batch, tile_height, tile_width, channels))
 
-    return jax.lax.map(cut, corners)
+    tiles: Array = jax.lax.map(cut, corners)
+    return tiles
 
 
-def blend_tiles(tiles: jax.Array, corners: Corners, weights: jax.Array, height: int, width: int) -> jax.Array:
+def blend_tiles(
+    tiles: Float[Array | np.ndarray, "tiles b h w c"],
+    corners: Corners,
+    weights: Float[Array | np.ndarray, "tile_h tile_w"],
+    height: int,
+    width: int,
+) -> Float[Array, "b {height} {width} c"]:
     """Weighted average of tiles (T, B, h, w, C) where they overlap, as (B, height, width, C) in the tiles' dtype.
 
     `weights` is (h, w), positive; sums are float32. Corners and sizes are static under jit; every pixel must be
@@ -64,17 +83,17 @@ def blend_tiles(tiles: jax.Array, corners: Corners, weights: jax.Array, height: 
     if len(corners) != count or weights.shape != (tile_height, tile_width):
         raise ValueError(f"tiles {tiles.shape} do not go with {len(corners)} corners and weights {weights.shape}")
     _check_inside(corners, (tile_height, tile_width), (height, width))
-    weights = jnp.asarray(weights, jnp.float32)[None, :, :, None]
+    pixels = jnp.asarray(weights, jnp.float32)[None, :, :, None]
 
-    def add(total, start, tile):
+    def add(total: Array, start: tuple[Any, ...], tile: Array) -> Array:
         window = jax.lax.dynamic_slice(total, start, tile.shape)
         return jax.lax.dynamic_update_slice(total, window + tile, start)
 
-    def step(totals, pair):
+    def step(totals: tuple[Array, Array], pair: tuple[Any, Any]) -> tuple[tuple[Array, Array], None]:
         corner, tile = pair
         start = (0, corner[0], corner[1], 0)
-        weighted = tile.astype(jnp.float32) * weights
-        return (add(totals[0], start, weighted), add(totals[1], start, weights)), None
+        weighted = tile.astype(jnp.float32) * pixels
+        return (add(totals[0], start, weighted), add(totals[1], start, pixels)), None
 
     zeros = jnp.zeros((batch, height, width, channels), jnp.float32), jnp.zeros((1, height, width, 1), jnp.float32)
     (total, weight), _ = jax.lax.scan(step, zeros, (jnp.asarray(corners, jnp.int32), tiles))
@@ -82,13 +101,13 @@ def blend_tiles(tiles: jax.Array, corners: Corners, weights: jax.Array, height: 
 
 
 def fade_tiles(
-    apply: Callable[[np.ndarray], np.ndarray],
-    array: np.ndarray,
+    apply: Callable[[np.ndarray], Array | np.ndarray],
+    array: Float[Array | np.ndarray, "b h w c"],
     *,
     tile: int,
     out_tile: int,
     overlap: float = 0.25,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "b out_h out_w out_c"]:
     """Run an encoder or a decoder over tiles of (B, H, W, C) and cross-fade its outputs linearly, on the host.
 
     `apply` maps one tile (B, h, w, C) to (B, h * out_tile / tile, w * out_tile / tile, C'); `tile` and `out_tile` are
@@ -145,8 +164,13 @@ def fade_tiles(
 
 
 def _starts(side: int, tile: int, overlap: float) -> list[int]:
+    return [*_strides(side, tile, overlap), side - min(tile, side)]
+
+
+def _strides(side: int, tile: int, overlap: float) -> range:
+    """Where tiles start along a side, but for the last."""
     tile = min(tile, side)
-    return [*range(0, side - tile, math.ceil(tile * overlap)), side - tile]
+    return range(0, side - tile, math.ceil(tile * overlap))
 
 
 def _gaussian(side: int, centre: float) -> np.ndarray:

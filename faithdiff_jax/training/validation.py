@@ -21,6 +21,7 @@ from faithdiff_jax.evaluation.metrics import SMALLEST_SIDE, gmsd, psnr, sharpnes
 from faithdiff_jax.evaluation.pictures import side_by_side, stacked
 from faithdiff_jax.files.captions import trim_caption
 from faithdiff_jax.files.tokenizers import Tokenizers
+from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params
@@ -82,9 +83,11 @@ class Validation:
                 f"validation.crop is {config.crop}: must be a multiple of {multiple}, and at least {least}, "
                 "for this model"
             )
-        limit = model_config.schedule.train_steps
-        if config.steps > limit:
-            raise InputError(f"validation.steps is {config.steps}: must be at most {limit} for this model")
+        try:
+            self._options = RestoreOptions(scale=SCALE, steps=config.steps, guidance=config.guidance)
+            self._options.check_against(model_config)
+        except InputError as error:
+            raise InputError(f"validation: {error}") from None
         side = config.crop // factor
         shape = (1, side, side, model_config.vae.latent_channels)
         photographs = PhotoFolder(config.photos)
@@ -132,14 +135,7 @@ class Validation:
         return _Case(name.rpartition("/")[2], hq, lq, enlarged, trim_caption(record.caption), noise)
 
     def _restore(self, case: _Case) -> np.ndarray:
-        return self._model.restore(
-            case.lq,
-            case.caption,
-            scale=SCALE,
-            steps=self.config.steps,
-            guidance=self.config.guidance,
-            noise=case.noise,
-        )
+        return self._model.restore(case.lq, case.caption, self._options, noise=case.noise)
 
 
 def _row(case: _Case, restored: np.ndarray) -> np.ndarray:
