@@ -1,6 +1,8 @@
-"""The infer command: what it restores, skips, says and refuses."""
+"""The restore command: what it restores, skips, says and refuses."""
 
+import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,9 +11,14 @@ import numpy as np
 import pytest
 import skimage.data
 from converted import published_and_converted
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from faithdiff_jax.cli.restore import main
+from faithdiff_jax.cli.command import Parser
+from faithdiff_jax.cli.restore import add_flags, main, plan_jobs
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.inference.options import RestoreOptions, option
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUICK = ["--steps", "1", "--cache", "", "--multiple", "64"]  # one padded size for all pictures: one compilation
@@ -115,26 +122,39 @@ def test_inputs_of_one_stem_do_not_overwrite_each_other(model, photos, tmp_path)
         (["--input", "text.png"], "text.png"),
         (["--input", "dot.png"], "dot.png"),
         (["--input", "tiny.png", "--scale", "1"], "each side must come to 8 or more"),
-        (["--scale", "0"], "--scale 0.0: must be a number above 0"),
-        (["--scale", "nan"], "--scale nan: must be a number above 0"),
-        (["--steps", "0"], "steps is 0: must be between 1 and 1000"),
-        (["--steps", "1001"], "steps is 1001: must be between 1 and 1000"),
-        (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
-        (["--guidance", "-1"], "guidance is -1.0: must be 0 or more"),
+        (["--scale", "0"], "scale is 0.0: must be a number above 0 and at most 32"),
+        (["--scale", "nan"], "scale is nan: must be a number above 0"),
+        (["--scale", "179"], "scale is 179.0: must be a number above 0 and at most 32"),
+        (["--scale", "٣"], "argument --scale: '٣': must be a number"),
+        (["--steps", "0"], "steps is 0: must be a whole number between 1 and"),
+        (["--steps", "1001"], "steps is 1001: must be between 1 and 1000 for this model"),
+        (["--steps", "many"], "argument --steps: 'many': must be a whole number"),
+        (["--steps", "9" * 5000], "must be a whole number"),
+        (["--guidance", "-1"], "guidance is -1.0: must be a number between 0 and 100"),
         (["--tile", "2"], "tile is 2 latent pixels: must be at least 4"),
         (["--overlap", "2"], "overlap is 2.0"),
-        (["--vae-tile", "100"], "vae_tile is 100"),
-        (["--multiple", "9"], "multiple is 9"),
-        (["--seed", "-1"], "--seed -1: must be between 0 and"),
+        (["--overlap", "1e-9"], "overlap is 1e-09: must be a number between 0.0625 and 1"),
+        (["--vae-tile", "100"], "vae_tile is 100: must be a multiple of 32 for this model"),
+        (["--vae-tile", "16"], "vae_tile is 16: must be a whole number between 64 and"),
+        (["--vae-tile", "-1024"], "vae_tile is -1024"),
+        (["--multiple", "9"], "multiple is 9: must be a multiple of 8 for this model"),
+        (["--multiple", "0"], "multiple is 0: must be a whole number between 1 and 2048"),
+        (["--multiple", "-8"], "multiple is -8"),
+        (["--multiple", "2147483648"], "multiple is 2147483648"),
+        (["--seed", "-1"], "seed is -1: must be a whole number between 0 and 4294967295"),
         (["--start", "middle"], "argument --start: invalid choice: 'middle'"),
         (["--captions", "nowhere"], "--captions nowhere: no such folder"),
         (["--captions", "empty", "--caption", "x"], "--caption and --captions: give one of them"),
         (["--model", "nowhere"], "nowhere: no such model directory"),
         (["--model", "empty"], "not a model directory"),
         (["--mesh", "3"], "--mesh 3: must be DATAxFSDP"),
+        (["--mesh", "²x1"], "--mesh ²x1: must be DATAxFSDP"),
         (["--mesh", "3x1"], "mesh 3 x 1: must multiply to the 8 devices"),
         (["--output", "."], "is where the input lies"),
         (["--output", "text.png"], "is a file, name a folder"),
+        (["--output", ""], "argument --output: is empty"),
+        (["--output", "x" * 300], "cannot be made a folder"),
+        (["--input", "x" * 300], "no such file or folder"),
         (["--stepz", "1"], "--stepz"),
     ],
 )
@@ -168,7 +188,7 @@ def test_the_script_in_a_process_of_its_own(model, photos, tmp_path):
         [*command, "--output", tmp_path / "out2", "--tile", "1"], capture_output=True, text=True, check=False
     )
     assert failed.returncode == 2
-    assert failed.stderr.startswith("error: tile is 1")
+    assert failed.stderr.startswith("error: tile is 1 ")
     assert failed.stderr.count("\n") == 1
 
 
@@ -196,3 +216,130 @@ def test_references_are_for_comparisons(model, photos, tmp_path, capsys):
     command = ["--model", model, "--input", str(photos), "--output", str(tmp_path / "out")]
     assert main([*command, "--references", str(photos)]) == 2
     assert capsys.readouterr().err == "error: --references: is for --compare, which is not given\n"
+
+
+def test_options_are_checked_though_every_result_exists(model, photos, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "face.png").write_bytes(b"done before")
+    command = ["--model", model, "--input", photos / "face.jpg", "--output", tmp_path / "out"]
+    assert infer(*command) == 0
+    assert "1 of 1 already done" in capsys.readouterr().out
+    assert infer(*command, "--steps", "1001") == 2
+    assert "steps is 1001" in capsys.readouterr().err
+
+
+def test_no_two_pictures_have_one_result(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = ["same.jpg", "same.png", "same_jpg.png", "x.png", "x_compare.png", "Case.png", "case.webp", "a.b.png"]
+    for name in names:
+        (folder / name).touch()
+    jobs = {job.source.name: job for job in plan_jobs(folder, tmp_path / "out", "png")}
+    assert {name: job.target.name for name, job in jobs.items()} == {
+        "same.jpg": "same_jpg_2.png",
+        "same.png": "same_png.png",
+        "same_jpg.png": "same_jpg.png",
+        "x.png": "x.png",
+        "x_compare.png": "x_compare.png",
+        "Case.png": "Case_png.png",
+        "case.webp": "case_webp.png",
+        "a.b.png": "a.b.png",
+    }
+    assert jobs["x.png"].sheet.name == "x_compare_2.png"
+    written = [path.name.casefold() for job in jobs.values() for path in (job.target, job.sheet)]
+    assert len(set(written)) == len(written)
+
+
+def test_faults_of_one_picture_do_not_stop_the_others(model, photos, tmp_path, capsys, monkeypatch):
+    """No memory for one, a caption nested too deep for another, a bug of a decoder for a third."""
+    from faithdiff_jax.inference.pipeline import FaithDiff
+
+    raised = iter([MemoryError(), RecursionError("maximum recursion depth exceeded")])
+
+    def restore(self, image, caption, options):
+        error = next(raised, None)
+        if error is not None:
+            raise error
+        return np.repeat(np.repeat(image, 2, 0), 2, 1)
+
+    monkeypatch.setattr(FaithDiff, "restore", restore)
+    assert infer("--model", model, "--input", photos, "--output", tmp_path / "out", *QUICK) == 2
+    said = capsys.readouterr().out
+    assert "2 of 3 could not be restored:" in said
+    assert "face.jpg: not enough memory; smaller --scale, --tile and --vae-tile need less" in said
+    assert "glass.webp: maximum recursion depth exceeded" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["gray.png"]
+
+
+def test_a_pipe_among_the_pictures_is_left_alone(model, photos, tmp_path):
+    os.mkfifo(photos / "pipe.png")
+    names = [job.source.name for job in plan_jobs(photos, tmp_path, "png")]
+    assert names == ["face.jpg", "glass.webp", "gray.png"]
+
+
+def test_every_option_is_a_flag_with_its_range_and_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(RestoreOptions):
+        assert f"--{field.name.replace('_', '-')} " in said
+    assert "--steps N denoising steps; a whole number between 1 and 100000 (default: 20)" in said
+
+
+def test_a_new_field_is_a_new_flag():
+    """One place: nothing else names the options."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class More(RestoreOptions):
+        sharpness: float = option(0.5, "of the result", least=0, most=1)
+
+    parser = Parser("")
+    add_flags(parser, More)
+    given = parser.parse_args(["--input", "a", "--output", "b", "--sharpness", "0.25"])
+    assert More(sharpness=given.sharpness, steps=3).sharpness == 0.25
+    with pytest.raises(InputError, match="sharpness is 2: must be a number between 0 and 1"):
+        More(sharpness=2)
+
+
+WORDS = st.sampled_from(
+    [
+        "0",
+        "-1",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "",
+        " ",
+        "x",
+        "٣",
+        "²",
+        "1_0",
+        "0x10",
+        "9" * 5000,
+        "1e-9",
+        "2147483648",
+        "\0",
+    ]
+)
+FLAGS = st.sampled_from([f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(RestoreOptions)])
+
+
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(FLAGS, WORDS | st.text(max_size=8)), min_size=1, max_size=4))
+def test_nonsense_flags_end_in_one_line(tmp_path, monkeypatch, capsys, pairs):
+    """Exit code 2 and one line, or flags that happen to be right; no model is read and nothing is written."""
+    monkeypatch.setattr("faithdiff_jax.cli.restore._load_model", lambda *a: pytest.fail("the model was read"))
+    output = tmp_path / "out"
+    arguments = ["--input", str(tmp_path / "none.png"), "--output", str(output)]
+    try:
+        code = main([*arguments, *(f"{flag}={value}" for flag, value in pairs)])
+    except SystemExit as stopped:
+        code = stopped.code
+    said = capsys.readouterr()
+    assert code == 2
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert not output.exists()
