@@ -39,7 +39,7 @@ from faithdiff_jax.weights.model_directory import CONFIG, ModelDirectory
 MODEL_FILE = re.compile(r"config\.yaml|\w+\.safetensors|tokenizer(_\d+)?/[^/]+|params/.+")
 
 AnyArray = Array | np.ndarray
-Images = Float[AnyArray, "b h w c"]
+Images = Float[AnyArray, "b H W rgb"]
 Latents = Float[AnyArray, "b h w c"]
 
 
@@ -115,7 +115,7 @@ class FaithDiff:
         """
         return cls.load(local_folder(os.fspath(name), _model_files), dtype=dtype, mesh=mesh)
 
-    def encode_lq(self, images: Images, *, vae_tile: int | None = None) -> Float[AnyArray, "b lh lw f"]:
+    def encode_lq(self, images: Images, *, vae_tile: int | None = None) -> Float[AnyArray, "b h w f"]:
         """LQ features: (B, H, W, 3) in [-1, 1], sides multiples of 8 -> (B, H/8, W/8, 512).
 
         Like `encode` and `decode`, works in tiles of `vae_tile` image pixels where a side is longer; None for the
@@ -123,14 +123,12 @@ class FaithDiff:
         """
         return self._in_tiles(lambda x: self.programs.encode_lq(self.params["lq_encoder"], x), images, vae_tile)
 
-    def encode(
-        self, images: Images, noise: Float[AnyArray, "b lh lw c"], *, vae_tile: int | None = None
-    ) -> Float[Array, "b lh lw c"]:
+    def encode(self, images: Images, noise: Latents, *, vae_tile: int | None = None) -> Float[Array, "b h w c"]:
         """VAE sample, scaled: (B, H, W, 3) in [-1, 1] and standard normal (B, H/8, W/8, 4) -> (B, H/8, W/8, 4)."""
         moments = self._in_tiles(lambda x: self.programs.moments(self.params["vae"], x), images, vae_tile)
         return self.programs.draw(self.params["vae"], moments, noise)
 
-    def decode(self, latents: Latents, *, vae_tile: int | None = None) -> Float[AnyArray, "b ih iw ic"]:
+    def decode(self, latents: Latents, *, vae_tile: int | None = None) -> Images:
         """Scaled latents (B, h, w, 4) -> images (B, 8h, 8w, 3), about [-1, 1]."""
         decode = lambda x: self.programs.decode(self.params["vae"], x)  # noqa: E731
         return self._in_tiles(decode, latents, vae_tile, encode=False)
