@@ -23,7 +23,7 @@ from faithdiff_jax.weights.new_model import write_model
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
-DEFAULTS = {"scale": 4.0, "guidance": 1.0, "color_fix": "wavelet", "wavelet_levels": 2}
+DEFAULTS = {"scale": 4.0, "guidance": 1.0, "multiple": 8, "color_fix": "wavelet", "wavelet_levels": 2}
 STAGES = ("base", "stage1", "stage2", "finish")
 QUICK = {"autoencoder": ["steps=3", "warmup=1"], "stage": ["steps=3", "optimizer.warmup=1"]}
 

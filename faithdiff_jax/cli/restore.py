@@ -30,6 +30,7 @@ from faithdiff_jax.inference.options import RestoreOptions
 
 if TYPE_CHECKING:
     from faithdiff_jax.inference.pipeline import FaithDiff
+    from faithdiff_jax.weights.model_directory import ModelDirectory
 
 FORMATS = ("png", "jpg", "webp", "tif")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def restore_all(arguments: argparse.Namespace) -> int:
     """Restore every picture that has no output yet; bad ones are listed at the end and make the exit code 2."""
-    options = _options(arguments)
+    options, stored = _options(arguments)
     mesh_sizes = _mesh_sizes(arguments.mesh)
     _check_companions(arguments)
     jobs = plan_jobs(arguments.input, arguments.output, arguments.format)
@@ -68,11 +69,11 @@ def restore_all(arguments: argparse.Namespace) -> int:
 
     if len(jobs) == 1:  # a bad picture need not wait for the model
         image = images_.load_image(todo[0].source).rgb
-        options.padded_size(_model_config(arguments), *image.shape[:2])
+        options.padded_size(stored.config, *image.shape[:2])
     _make_folder(arguments.output)
     faults = []
     with log_above_the_bar():
-        model = _load_model(arguments, mesh_sizes)
+        model = _load_model(stored, arguments, mesh_sizes)
         with tqdm(todo, unit="picture", disable=len(todo) == 1) as bar:
             for job in bar:
                 fault = _try_to_restore(model, job, options, arguments)
@@ -195,23 +196,18 @@ def _same_file(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _options(arguments: argparse.Namespace) -> RestoreOptions:
-    """The model's defaults with the flags that were given, checked against the model."""
-    from faithdiff_jax.inference.pipeline import read_defaults
+def _options(arguments: argparse.Namespace) -> tuple[RestoreOptions, "ModelDirectory"]:
+    """The model's defaults with the flags that were given, checked against the model; and the model, opened."""
+    from faithdiff_jax.inference.pipeline import default_options
+    from faithdiff_jax.weights.model_directory import ModelDirectory
 
     names = [field.name for field in dataclasses.fields(RestoreOptions)]
     given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     RestoreOptions(**given)  # flags out of their range are told before anything is read
-    config = _model_config(arguments)
-    options = read_defaults(arguments.model).replace(**given)
-    options.check_against(config)
-    return options
-
-
-def _model_config(arguments: argparse.Namespace) -> Any:
-    from faithdiff_jax.weights.model_directory import read_config
-
-    return read_config(arguments.model)
+    stored = ModelDirectory.open(arguments.model)
+    options = default_options(stored).replace(**given)
+    options.check_against(stored.config)
+    return options, stored
 
 
 def _check_companions(arguments: argparse.Namespace) -> None:
@@ -241,7 +237,9 @@ def _mesh_sizes(text: str | None) -> tuple[int, int] | None:
     return data, fsdp
 
 
-def _load_model(arguments: argparse.Namespace, mesh_sizes: tuple[int, int] | None) -> "FaithDiff":
+def _load_model(
+    stored: "ModelDirectory", arguments: argparse.Namespace, mesh_sizes: tuple[int, int] | None
+) -> "FaithDiff":
     import jax
 
     from faithdiff_jax.inference.pipeline import FaithDiff
@@ -251,7 +249,7 @@ def _load_model(arguments: argparse.Namespace, mesh_sizes: tuple[int, int] | Non
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(arguments.cache).expanduser()))
     mesh = None if mesh_sizes is None else make_mesh(data=mesh_sizes[0], fsdp=mesh_sizes[1])
     dtype = None if arguments.dtype == "auto" else arguments.dtype
-    return FaithDiff.load(arguments.model, dtype=dtype, mesh=mesh)
+    return FaithDiff.load(stored, dtype=dtype, mesh=mesh)
 
 
 def _make_folder(folder: pathlib.Path) -> None:

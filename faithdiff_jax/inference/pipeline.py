@@ -36,7 +36,7 @@ from faithdiff_jax.sharding import batch_sharding, parameter_sharding
 from faithdiff_jax.weights.hub import local_folder
 from faithdiff_jax.weights.model_directory import CONFIG, ModelDirectory
 
-MODEL_FILE = re.compile(r"config\.yaml|\w+\.safetensors|tokenizer(_\d+)?/[^/]+|params/.+")
+MODEL_FILE = re.compile(r"config\.yaml|\w+\.safetensors|tokenizer(_\d+)?/[^/]+")
 
 AnyArray = Array | np.ndarray
 Images = Float[AnyArray, "b H W rgb"]
@@ -78,11 +78,13 @@ class FaithDiff:
         self.programs = _programs(config, self.dtype, mesh)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None = None) -> "FaithDiff":
+    def load(
+        cls, path: str | os.PathLike[str] | ModelDirectory, *, dtype: Any = None, mesh: Mesh | None = None
+    ) -> "FaithDiff":
         """Read a model directory that `faithdiff convert` or a training run wrote, and its own default options.
 
         Args:
-            path: the model directory.
+            path: the model directory, which may be open already.
             dtype: what to hold and compute in; None for bfloat16 on GPU and TPU, float32 on CPU.
             mesh: devices to spread over (see `sharding.make_mesh`); None for the default device.
 
@@ -328,9 +330,13 @@ class FaithDiff:
         return fade_tiles(lambda part: np.asarray(apply(part)), np.asarray(array), tile=tile, out_tile=out_tile)
 
 
-def read_defaults(path: pathlib.Path) -> RestoreOptions:
-    """A model directory's own default options: the published ones, with what `restore:` in its config.yaml says."""
-    return from_dict(RestoreOptions, model_directory.read_defaults(path), f"{path / model_directory.CONFIG}: restore")
+def default_options(stored: ModelDirectory) -> RestoreOptions:
+    """A model directory's own default options: the published ones, with what `restore:` in its config.yaml says.
+
+    Raises:
+        InputError: an unknown option, or a value outside its range.
+    """
+    return from_dict(RestoreOptions, stored.defaults, f"{stored.path / CONFIG}: restore")
 
 
 def _model_files(names: Collection[str]) -> list[str]:
