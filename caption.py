@@ -1,6 +1,6 @@
-"""Caption a folder of pictures: `python caption.py --help`. Installed, the same command is `faithdiff-caption`."""
+"""Describe a folder of photographs: `python caption.py --help`. Installed, the same command is `faithdiff caption`."""
 
-from faithdiff_jax.cli.caption import main
+from faithdiff_jax.cli.main import run_command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command("caption", prog="caption.py"))

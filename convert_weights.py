@@ -1,8 +1,6 @@
-"""Convert published weights to a model directory and back; `--help` says how."""
+"""Convert published weights, and back: `python convert_weights.py --help`. Installed, it is `faithdiff convert`."""
 
-import sys
-
-from faithdiff_jax.cli.convert import main
+from faithdiff_jax.cli.main import run_command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_command("convert", prog="convert_weights.py"))

@@ -1,6 +1,6 @@
-"""Restore photographs: `python infer.py --help`. Installed, the same command is `faithdiff-infer`."""
+"""Restore photographs: `python infer.py --help`. Installed, the same command is `faithdiff restore`."""
 
-from faithdiff_jax.cli.restore import main
+from faithdiff_jax.cli.main import run_command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command("restore", prog="infer.py"))

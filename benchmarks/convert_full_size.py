@@ -28,8 +28,8 @@ from faithdiff_jax.weights.tensor_files import TensorSource, open_tensors
 # getrusage would count this process too, of which the child begins as a copy; VmHWM (Linux) starts with the program.
 CHILD = """
 import re, sys
-from faithdiff_jax.cli.convert import main
-code = main(sys.argv[1:])
+from faithdiff_jax.cli.main import run_command
+code = run_command("convert")
 print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 sys.exit(code)
 """

@@ -1,6 +1,8 @@
 """Configuration: frozen dataclasses, read from YAML with `key=value` overrides. Unknown keys are errors."""
 
 import dataclasses
+import difflib
+import os
 import pathlib
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,10 @@ import yaml
 from faithdiff_jax.errors import InputError
 
 Config = TypeVar("Config")
+
+_PACKAGE = pathlib.Path(__file__).parent
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+"""The configurations that come with the package: inside it where it is installed, beside it in the repository."""
 
 
 def from_dict(cls: type[Config], data: Mapping[str, Any], source: str) -> Config:
@@ -46,6 +52,31 @@ def load_yaml(path: pathlib.Path | str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path}: holds {type(data).__name__}, a mapping of keys to values is needed")
     return data
+
+
+def find_config(name: str, beside: pathlib.Path | None = None) -> pathlib.Path:
+    """Find a configuration: a file, or one that comes with the package by its name, such as `ablations/encoder_fixed`.
+
+    A file goes before a configuration of the same name. Relative paths are those of the folder `beside`, if given.
+
+    Raises:
+        InputError: there is neither; the names that there are are listed.
+    """
+    path = (beside or pathlib.Path()) / name
+    if os.path.isfile(path):
+        return path
+    names = config_names()
+    if name in names:
+        return CONFIGS / f"{name}.yaml"
+    short = {known.rpartition("/")[2]: known for known in names} | {known: known for known in names}
+    close = difflib.get_close_matches(name.removesuffix(".yaml"), short, n=1)
+    hint = f"did you mean {short[close[0]]}? the" if close else "the"
+    raise InputError(f"{name!r}: no such file, nor the name of a configuration; {hint} names are {', '.join(names)}")
+
+
+def config_names() -> list[str]:
+    """The names that `find_config` knows."""
+    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
 
 
 def load(cls: type[Config], path: pathlib.Path | str, overrides: Sequence[str] = ()) -> Config:

@@ -13,7 +13,7 @@ from flax import nnx
 from pictures import coordinates, write
 from test_fresh import CONFIG
 
-from faithdiff_jax.cli.autoencoder import main as command_main
+from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.config import load, to_dict
 from faithdiff_jax.data.sources import PhotoFolder
 from faithdiff_jax.errors import InputError
@@ -192,7 +192,7 @@ def command(folder: Path, *more: str) -> list[str]:
 
 def test_the_command_writes_a_model(workplace, capsys):
     held_out = "--held-out", str(workplace / "photos")
-    assert command_main(command(workplace, *held_out, "steps=6", "warmup=1")) == 0
+    assert run_command("autoencoder", command(workplace, *held_out, "steps=6", "warmup=1")) == 0
     config = ModelDirectory.open(workplace / "model").config
     assert config.vae.scaling_factor != CONFIG.vae.scaling_factor
     assert config.unet == CONFIG.unet
@@ -214,7 +214,7 @@ def test_the_command_writes_a_model(workplace, capsys):
     [
         (("--data", "nowhere"), "nowhere: no such folder"),
         (("--output", "photos"), "photos: exists already"),
-        (("--config", "configs/none.yaml"), "none.yaml: cannot be read"),
+        (("--config", "configs/none.yaml"), "none.yaml': no such file"),
         (("crop=41",), "each side must have at least 41"),
     ],
 )
@@ -222,7 +222,7 @@ def test_bad_input_ends_before_the_training(workplace, capsys, monkeypatch, chan
     monkeypatch.setattr(autoencoder, "train", lambda *arguments: pytest.fail("the training began"))
     if len(change) == 2:
         change = change[0], str(workplace / change[1])
-    assert command_main(command(workplace, *change)) == 2
+    assert run_command("autoencoder", command(workplace, *change)) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")

@@ -4,11 +4,10 @@ import pathlib
 
 import pytest
 
-from faithdiff_jax import config
 from faithdiff_jax.config import from_dict, load, load_yaml, override, to_dict
 from faithdiff_jax.data.degradation.config import DegradationConfig
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.config import CLIP_BIGG, FaithDiffConfig
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -91,4 +90,4 @@ def test_files_that_are_no_configs(tmp_path):
 
 
 def test_bigg_is_openclips():
-    assert (config.CLIP_BIGG.width, config.CLIP_BIGG.layers, config.CLIP_BIGG.projection) == (1280, 32, 1280)
+    assert (CLIP_BIGG.width, CLIP_BIGG.layers, CLIP_BIGG.projection) == (1280, 32, 1280)

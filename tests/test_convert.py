@@ -1,5 +1,6 @@
 """Conversion of a published-layout tree and back: bit-exact, or refused with every fault named and nothing left."""
 
+import functools
 import json
 import shutil
 
@@ -11,13 +12,15 @@ import yaml
 from converted import convert_files
 from published import VAE_CHANNELS, PublishedModels, write_published
 
-from faithdiff_jax.cli.convert import main
+from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.parts import numbered, part_shapes
 from faithdiff_jax.weights import rules
 from faithdiff_jax.weights.keymap import KeyMap
 from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.to_torch import to_torch
+
+main = functools.partial(run_command, "convert")
 
 
 def flags(models: PublishedModels) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A run's export: what trained comes from the checkpoint, all else bit for bit from the model directory."""
 
+import functools
 import shutil
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from converted import published_and_converted
 
-from faithdiff_jax.cli.convert import main
+from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.config import from_dict
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.pipeline import FaithDiff
@@ -20,6 +21,8 @@ from faithdiff_jax.training.export import export_run
 from faithdiff_jax.training.run_directory import model_config, open_run
 from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
 from faithdiff_jax.weights.to_torch import to_torch
+
+main = functools.partial(run_command, "convert")
 
 GROUPS = {"all": {"parameters": ["alignment.*"], "learning_rate": 1e-4}}
 DATA = {"steps": 600, "batch": 8, "groups": GROUPS, "frozen": ["vae.*"]}

@@ -1,5 +1,6 @@
 """The small model that comes with the package: as good as measured, whole, small, and a model directory like others."""
 
+import functools
 import pathlib
 import shutil
 
@@ -10,8 +11,7 @@ from safetensors.numpy import load_file
 
 from benchmarks.small_model import bicubic, cases
 from faithdiff_jax import SMALL_MODEL, FaithDiff, RestoreOptions
-from faithdiff_jax.cli.convert import main as convert
-from faithdiff_jax.cli.restore import main as infer
+from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.config import load_yaml
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.tables import evaluate
@@ -21,6 +21,8 @@ from faithdiff_jax.weights.keymap import KeyMap
 from faithdiff_jax.weights.model_directory import CONFIG as CONFIG_FILE
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
+convert = functools.partial(run_command, "convert")
+infer = functools.partial(run_command, "restore")
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 LARGEST = 16_000_000

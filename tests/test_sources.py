@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pictures import coordinates, encode, write, write_caption, write_pairs
 from PIL import Image
 
-from faithdiff_jax.cli import shards as command
+from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.data.decode import decode, header_size
 from faithdiff_jax.data.shard_writer import make_shards
 from faithdiff_jax.data.shards import FORMAT, MANIFEST, Manifest, ShardSource, pack, unpack
@@ -228,23 +228,23 @@ def test_an_interrupted_run_is_continued_to_the_same_bytes(tmp_path):
 def test_unusable_records_are_left_out_and_named(tmp_path, photos, capsys):
     (photos / "bad.jpg").write_bytes(b"nothing")
     flags = ["--photos", str(photos), "--output", str(tmp_path / "shards")]
-    assert command.main(flags) == 1
+    assert run_command("shards", flags) == 2
     assert "bad.jpg: not a picture" in capsys.readouterr().err
     assert len(ShardSource(tmp_path / "shards")) == 3
-    assert command.main(flags) == 1, "a second run reports them too"
+    assert run_command("shards", flags) == 2, "a second run reports them too"
 
 
 def test_the_command(tmp_path, capsys):
     flags = ["--pairs", str(write_pairs(tmp_path / "pairs")), "--output", str(tmp_path / "shards")]
-    assert command.main([*flags, "--records-per-shard", "2"]) == 0
+    assert run_command("shards", [*flags, "--records-per-shard", "2"]) == 0
     assert "3 records in 2 shards" in capsys.readouterr().out
-    assert command.main([*flags, "--records-per-shard", "0"]) == 2
-    assert command.main([*flags, "--records-per-shard", "3"]) == 2
+    assert run_command("shards", [*flags, "--records-per-shard", "0"]) == 2
+    assert run_command("shards", [*flags, "--records-per-shard", "3"]) == 2
     assert "holds shards of other inputs" in capsys.readouterr().err
-    assert command.main(["--photos", str(tmp_path / "none"), "--output", str(tmp_path)]) == 2
+    assert run_command("shards", ["--photos", str(tmp_path / "none"), "--output", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     (tmp_path / "file").write_text("")
-    assert command.main([*flags[:3], str(tmp_path / "file")]) == 2
+    assert run_command("shards", [*flags[:3], str(tmp_path / "file")]) == 2
 
 
 def spoil_shards(folder, fault):

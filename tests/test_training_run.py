@@ -1,5 +1,6 @@
 """Whole runs of a tiny model: stopped, killed, moved to other devices, starved and poisoned, and what they leave."""
 
+import functools
 import json
 import shutil
 import signal
@@ -25,7 +26,7 @@ from training_runs import (
     train,
 )
 
-from faithdiff_jax.cli.convert import main as convert
+from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.files.images import load_image
 from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.models.parts import part_names, part_shapes
@@ -33,6 +34,8 @@ from faithdiff_jax.training.checkpoints import UNFINISHED, saved_steps
 from faithdiff_jax.training.parameters import inference_params, model_shapes
 from faithdiff_jax.training.run_directory import read_run
 from faithdiff_jax.weights.model_directory import ModelDirectory
+
+convert = functools.partial(run_command, "convert")
 
 STEPS = 6
 # Losses are about 1, and sums over devices come in another order: what six steps of AdamW make of float32 rounding.

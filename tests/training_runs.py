@@ -30,7 +30,7 @@ from pictures import write, write_caption
 from tiny import TOKENIZER_VOCAB_SIZE, write_tokenizer
 
 import faithdiff_jax.sharding
-from faithdiff_jax.cli.train import main
+from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.data.loader import BatchIterator, DataConfig
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
@@ -43,6 +43,8 @@ from faithdiff_jax.training.config import CheckpointConfig, TrainConfig, WatchCo
 from faithdiff_jax.training.step import TrainStep
 from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.new_model import write_model
+
+main = functools.partial(run_command, "train")
 
 SMALLEST_SPLIT = 256
 END_TOKEN = TOKENIZER_VOCAB_SIZE - 1

@@ -1,33 +1,39 @@
-"""`faithdiff autoencoder`: train a model's autoencoder from the start."""
+"""`faithdiff autoencoder`: train a small model's autoencoder from scratch."""
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
-from faithdiff_jax.cli.command import Parser, run
+from faithdiff_jax.cli import arguments as types
+from faithdiff_jax.cli.command import Parser
+from faithdiff_jax.config import find_config
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code, 2 for bad input. Bad flags leave with SystemExit(2)."""
-    options = _parser().parse_args(argv)
-    return run(lambda: _autoencoder(options))
+DESCRIPTION = """Train an autoencoder from scratch and write a model directory whose other parts are newly initialised:
+the first stage of a small model that has no published weights. Training the rest is `faithdiff train`."""
 
 
-def _parser() -> Parser:
-    parser = Parser("Train an autoencoder and write a model directory whose other parts are fresh.")
-    parser.add_argument("--config", type=Path, required=True, help="such as configs/tiny/autoencoder.yaml")
-    parser.add_argument("--data", type=Path, required=True, help="folder of photographs to train on")
-    parser.add_argument("--held-out", type=Path, help="folder of photographs to judge it by")
-    parser.add_argument("--output", type=Path, required=True, help="the model directory to make")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, such as steps=100")
+def build_parser() -> Parser:
+    """Describe the flags."""
+    parser = Parser(DESCRIPTION)
+    add = parser.add_argument
+    add(
+        "--config",
+        required=True,
+        metavar="NAME_OR_YAML",
+        help="what to train: tiny/autoencoder, or a YAML file like it",
+    )
+    add("--data", type=types.folder, required=True, metavar="DIR", help="folder of photographs to train on")
+    add("--held-out", type=types.folder, metavar="DIR", help="folder of photographs to measure the result with")
+    add("--output", type=types.path, required=True, metavar="MODEL_DIR", help="the model directory to write")
+    add("overrides", nargs="*", metavar="key=value", help="changes to the configuration, such as steps=100")
     return parser
 
 
-def _autoencoder(options: argparse.Namespace) -> None:
-    # Imported late: --help and a wrong flag need not wait for JAX.
+def run(arguments: argparse.Namespace) -> None:
+    """Train and write the model directory."""
+    config = find_config(arguments.config)
+
     from faithdiff_jax.training.autoencoder import make_model
 
     figures = make_model(
-        options.config, options.data, options.output, held_out=options.held_out, overrides=options.overrides
+        config, arguments.data, arguments.output, held_out=arguments.held_out, overrides=arguments.overrides
     )
-    print(f"wrote {options.output}: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
+    print(f"wrote {arguments.output}: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")

@@ -1,28 +1,57 @@
-"""`caption.py` and `faithdiff-caption`: describe a folder of pictures with a vision-language model."""
+"""`faithdiff caption`: describe a folder of photographs with a vision-language model."""
 
 import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from faithdiff_jax.cli.command import SOME_FILES_BAD, Parser, run
+from faithdiff_jax.cli import arguments as types
+from faithdiff_jax.cli.command import Parser, report_faults
 from faithdiff_jax.data.captioning import MODEL, PROMPT, Captioner, caption_pictures, plan, require_torch
-from faithdiff_jax.errors import InputError
+
+DESCRIPTION = """Write a caption for every photograph of a folder, at any depth, as a .json file that training and
+restoring read. Photographs that have one already are skipped, so the same command completes a folder that was
+interrupted. Needs PyTorch: pip install "faithdiff-jax[caption]"."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command: 0 if every picture has a caption, 1 if some could not be captioned, 2 for bad input."""
-    arguments = _parser().parse_args(argv)
-    return run(lambda: caption(arguments))
+def build_parser() -> Parser:
+    """Describe the flags."""
+    parser = Parser(DESCRIPTION)
+    add = parser.add_argument
+    add("--input", type=types.folder, required=True, metavar="DIR", help="folder of photographs")
+    add(
+        "--output",
+        type=types.output_folder,
+        required=True,
+        metavar="DIR",
+        help="folder to write the captions to, in subfolders like those of the input",
+    )
+    add(
+        "--cleaned",
+        type=types.folder,
+        metavar="DIR",
+        help="describe the pictures of the same names in this folder instead, such as restored ones",
+    )
+    add("--model", default=MODEL, metavar="DIR_OR_REPO", help="any image-text-to-text model: a folder or a Hub name")
+    add("--prompt", default=PROMPT, metavar="TEXT", help="what the model is asked")
+    add("--batch", type=types.whole(1), default=4, metavar="N", help="photographs the model looks at together")
+    add("--max-tokens", type=types.whole(1), default=200, metavar="N", help="length at which a caption is cut off")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses a GPU if there is one")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="auto computes in float32 on a CPU, and on a GPU in the precision the weights are stored in",
+    )
+    return parser
 
 
-def caption(arguments: argparse.Namespace) -> int:
-    """Caption every picture that has no caption in the output yet; those that cannot be are listed at the end."""
+def run(arguments: argparse.Namespace) -> int:
+    """Caption every photograph that has no caption in the output yet; those that cannot be are listed at the end."""
     todo = plan(arguments.input, arguments.output, arguments.cleaned)
-    _make_folder(arguments.output)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     if todo.done:
         total = todo.done + len(todo.jobs) + len(todo.faults)
-        print(f"{todo.done} of {total} already captioned, skipped (delete their files to do them again)")
+        print(f"{todo.done} of {total} captioned already, skipped (delete their files to caption them again)")
     faults = list(todo.faults)
     if todo.jobs:
         require_torch()  # before transformers, which would remark on its absence at length
@@ -35,58 +64,14 @@ def caption(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
         )
         faults += caption_pictures(captioner, todo.jobs, arguments.batch)
-    if faults:
-        print(f"{len(faults)} of {len(todo.jobs) + len(todo.faults)} could not be captioned:", file=sys.stderr)
-        print("\n".join(faults), file=sys.stderr)
-    return SOME_FILES_BAD if faults else 0
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {folder}: cannot be made a folder ({error.strerror})") from error
+    return report_faults(faults, len(todo.jobs) + len(todo.faults), "photographs could not be captioned")
 
 
 def _quieten_library() -> None:
     """Keep the library's remarks on its own workings back, and its bars where nobody watches them."""
     from transformers import logging
 
-    logging.set_verbosity_error()
+    library: Any = logging  # without types
+    library.set_verbosity_error()
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 1 or more")
-    return int(text)
-
-
-def _parser() -> Parser:
-    parser = Parser("Write a caption for every picture of a folder, at any depth; run again, it goes on.")
-    add = parser.add_argument
-    add("--input", type=Path, required=True, metavar="DIR", help="folder of pictures")
-    add("--output", type=Path, required=True, metavar="DIR", help="for a .json a picture, in the folders of the input")
-    add(
-        "--cleaned",
-        type=Path,
-        metavar="DIR",
-        help="look at the pictures of the same names there instead; one that is missing is an error of that picture",
-    )
-    add("--model", default=MODEL, metavar="DIR_OR_REPO", help="any image-text-to-text model, by folder or name")
-    add("--prompt", default=PROMPT, metavar="TEXT", help="what the model is asked")
-    add("--batch", type=_positive, default=4, metavar="N", help="pictures that go through the model together")
-    add("--max-tokens", type=_positive, default=200, metavar="N", help="where a caption is cut off")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    add(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="auto: on a GPU as the weights are stored, on CPU float32",
-    )
-    return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        library.disable_progress_bar()

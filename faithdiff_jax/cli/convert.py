@@ -1,13 +1,12 @@
-"""`convert_weights.py`: published weights or a training run to a model directory, and back to PyTorch."""
+"""`faithdiff convert`: published weights or a training run to a model directory, and back to PyTorch."""
 
 import argparse
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
-from faithdiff_jax.cli.command import Parser, run
+from faithdiff_jax.cli.arguments import whole
+from faithdiff_jax.cli.command import Parser
+from faithdiff_jax.cli.progress import tensor_bar
+from faithdiff_jax.errors import InputError
 
 DESCRIPTION = """Convert published FaithDiff weights to a model directory (--sdxl, --vae, --faithdiff, --output), a
 training run to a model directory (--run, --output), a model directory back to the published PyTorch layout
@@ -29,23 +28,8 @@ OPTIONS = {
 REPO = "a folder, or a Hugging Face repository id (owner/name)"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Convert; returns the exit code, 2 for bad input. Bad flags leave with SystemExit(2)."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    values = {flag: flag.replace("-", "_") for flag in (*SOURCES, *OPTIONS)}
-    given = [flag for flag, name in values.items() if getattr(args, name) != parser.get_default(name)]
-    sources = [flag for flag in given if flag in SOURCES]
-    if len(sources) != 1:
-        found = f", not {' and '.join(f'--{flag}' for flag in sources)}" if sources else ""
-        parser.error(f"one of {', '.join(f'--{flag}' for flag in SOURCES)} is needed{found}")
-    for flag in given:
-        if flag in OPTIONS and sources[0] not in OPTIONS[flag]:
-            parser.error(f"--{flag} goes with {' or '.join(f'--{source}' for source in OPTIONS[flag])} only")
-    return run(lambda: _convert(args))
-
-
-def _parser() -> Parser:
+def build_parser() -> Parser:
+    """Describe the flags."""
     parser = Parser(DESCRIPTION)
     parser.add_argument("--sdxl", metavar="DIR_OR_REPO", help=f"SDXL in diffusers format: {REPO}")
     parser.add_argument(
@@ -60,9 +44,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--variant", metavar="NAME", help="weight files to prefer, such as fp16 (default: full precision)"
     )
-    parser.add_argument("--seed", type=_whole, help="of the initial aligner, without --faithdiff (default: 0)")
+    parser.add_argument("--seed", type=whole(0), help="of the initial aligner, without --faithdiff (default: 0)")
     parser.add_argument("--run", metavar="RUN_DIR", type=Path, help="the training run whose model to write")
-    parser.add_argument("--step", metavar="N", type=_whole, help="the run's checkpoint (default: the newest)")
+    parser.add_argument("--step", metavar="N", type=whole(0), help="the run's checkpoint (default: the newest)")
     parser.add_argument(
         "--no-ema", action="store_true", help="the run's parameters themselves, where it keeps an average of them too"
     )
@@ -88,13 +72,9 @@ def _parser() -> Parser:
     return parser
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 0 or more")
-    return int(text)
-
-
-def _convert(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Convert, in the direction that the flags say."""
+    _check(args)
     # Imported late: --help and a wrong flag need not wait for JAX.
     from faithdiff_jax.config import override
     from faithdiff_jax.training.export import export_run
@@ -104,9 +84,9 @@ def _convert(args: argparse.Namespace) -> None:
 
     defaults = override({}, args.default)
     if args.to_torch is not None:
-        to_torch(args.to_torch, args.output, _bar)
+        to_torch(args.to_torch, args.output, tensor_bar)
     elif args.upgrade is not None:
-        upgrade(args.upgrade, args.output, defaults=defaults, allow_nonfinite=args.allow_nonfinite, track=_bar)
+        upgrade(args.upgrade, args.output, defaults=defaults, allow_nonfinite=args.allow_nonfinite, track=tensor_bar)
     elif args.run is not None:
         saved = export_run(
             args.run,
@@ -115,7 +95,7 @@ def _convert(args: argparse.Namespace) -> None:
             step=args.step,
             defaults=defaults,
             allow_nonfinite=args.allow_nonfinite,
-            track=_bar,
+            track=tensor_bar,
         )
         note = {"ema": "averaged parameters"}.get(saved.kind, "parameters" if args.no_ema else "no EMA: parameters")
         print(f"step {saved.step}, {note}")
@@ -123,10 +103,17 @@ def _convert(args: argparse.Namespace) -> None:
         published = Published(
             sdxl=args.sdxl, vae=args.vae, faithdiff=args.faithdiff, variant=args.variant, seed=args.seed or 0
         )
-        convert(published, args.output, defaults=defaults, allow_nonfinite=args.allow_nonfinite, track=_bar)
+        convert(published, args.output, defaults=defaults, allow_nonfinite=args.allow_nonfinite, track=tensor_bar)
     print(f"wrote {args.output}")
 
 
-def _bar(items: Iterable[Any], what: str, count: int) -> Iterable[Any]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    return tqdm(items, desc=what, total=count, unit="tensor", disable=None)
+def _check(args: argparse.Namespace) -> None:
+    values = {flag: getattr(args, flag.replace("-", "_")) for flag in (*SOURCES, *OPTIONS)}
+    given = [flag for flag, value in values.items() if not (value is None or value is False or value == [])]
+    sources = [flag for flag in given if flag in SOURCES]
+    if len(sources) != 1:
+        found = f", not {' and '.join(f'--{flag}' for flag in sources)}" if sources else ""
+        raise InputError(f"one of {', '.join(f'--{flag}' for flag in SOURCES)} is needed{found}")
+    for flag in given:
+        if flag in OPTIONS and sources[0] not in OPTIONS[flag]:
+            raise InputError(f"--{flag} goes with {' or '.join(f'--{source}' for source in OPTIONS[flag])} only")

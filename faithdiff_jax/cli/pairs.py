@@ -1,55 +1,59 @@
-"""`faithdiff pairs`: degrade a folder of photographs once, into a fixed paired set."""
+"""`faithdiff pairs`: degrade a folder of photographs once, into a fixed set of training pairs."""
 
 import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 
-from faithdiff_jax.cli.command import SOME_FILES_BAD, Parser, run
+from faithdiff_jax.cli import arguments as types
+from faithdiff_jax.cli.command import Parser, report_faults
 from faithdiff_jax.data.degradation.degrade import LEVELS, PUBLISHED
 from faithdiff_jax.data.pairs import make_pairs
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.listing import list_images
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command: 0 if every image was used, 1 if some were not, 2 for a fault that stops everything."""
-    options = _parser().parse_args(argv)
-    return run(lambda: _pairs(options))
+DESCRIPTION = """Degrade every photograph of a folder once, and write a fixed set of pairs: HR/NAME.png is the
+photograph, LR/NAME.png its degraded version at a quarter of the size, Caption/NAME.json its caption, if there is one.
+Pairs that exist already are left alone, so the same command completes a set that was interrupted."""
 
 
-def _parser() -> Parser:
-    parser = Parser("Degrade a folder of photographs into a fixed paired set.")
-    parser.add_argument("--input", type=Path, required=True, help="folder of photographs")
-    parser.add_argument("--output", type=Path, required=True, help="folder for HR/, LR/ and Caption/")
-    parser.add_argument("--level", choices=[*LEVELS, "published"], required=True, help="severity of the degradation")
-    parser.add_argument("--seed", type=_seed, default=0, help="of the random numbers")
-    parser.add_argument("--crop", type=int, help="side of the middle square to keep; without it all is kept")
-    parser.add_argument("--captions", type=Path, help="folder of captions (.json, .txt); without it beside the images")
+def build_parser() -> Parser:
+    """Describe the flags."""
+    parser = Parser(DESCRIPTION)
+    add = parser.add_argument
+    add("--input", type=types.folder, metavar="DIR", required=True, help="folder of photographs")
+    add("--output", type=types.output_folder, metavar="DIR", required=True, help="folder to write the pairs to")
+    add(
+        "--level",
+        choices=[*LEVELS, "published"],
+        required=True,
+        help="how strong the degradation is: I is the mildest, published is the one FaithDiff was trained with",
+    )
+    add("--seed", type=types.seed, default=0, metavar="N", help="of the random numbers; the same seed, the same pairs")
+    add(
+        "--crop",
+        type=types.whole(1),
+        metavar="PIXELS",
+        help="keep a square of this side from the middle of each photograph, a multiple of 4 (default: all of it)",
+    )
+    add(
+        "--captions",
+        type=types.folder,
+        metavar="DIR",
+        help="folder with a .json or .txt file for each photograph (default: beside the photographs)",
+    )
     return parser
 
 
-def _pairs(options: argparse.Namespace) -> int:
-    config = {**LEVELS, "published": PUBLISHED}[options.level]
-    if options.crop is not None and (options.crop < config.scale or options.crop % config.scale):
-        raise InputError(f"--crop {options.crop}: must be a positive multiple of {config.scale}")
-    if options.captions is not None and not options.captions.is_dir():
-        raise InputError(f"--captions {options.captions}: not a folder")
-    images = list_images(options.input)
+def run(arguments: argparse.Namespace) -> int:
+    """Write the pairs that are missing; photographs that cannot be used are listed at the end."""
+    config = {**LEVELS, "published": PUBLISHED}[arguments.level]
+    if arguments.crop is not None and arguments.crop % config.scale:
+        raise InputError(f"--crop {arguments.crop}: must be a multiple of {config.scale}")
+    images = list_images(arguments.input)
     if not images:
-        raise InputError(f"{options.input}: holds no images")
+        raise InputError(f"{arguments.input}: holds no pictures")
     cv2.setNumThreads(0)
-    faults = make_pairs(images, options.output, config, seed=options.seed, crop=options.crop, captions=options.captions)
-    if faults:
-        print(f"{len(faults)} of {len(images)} images could not be used:", file=sys.stderr)
-        print("\n".join(faults), file=sys.stderr)
-    return SOME_FILES_BAD if faults else 0
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative, a seed is 0 or more")
-    return value
+    faults = make_pairs(
+        images, arguments.output, config, seed=arguments.seed, crop=arguments.crop, captions=arguments.captions
+    )
+    return report_faults(faults, len(images), "photographs could not be used")

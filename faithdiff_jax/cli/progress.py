@@ -5,11 +5,15 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from tqdm import tqdm
 
+from faithdiff_jax.cli.explain import printable
 from faithdiff_jax.inference.progress import BEGINS, ENDS
+
+Item = TypeVar("Item")
 
 PATIENCE = 2.0  # seconds before a task is called long
 
@@ -31,9 +35,13 @@ def log_above_the_bar(level: int = logging.INFO) -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """Print a line above the progress bar, whatever characters are in it."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    tqdm.write(message.encode(encoding, "backslashreplace").decode(encoding))
+    """Print lines above the progress bar; control characters, of file names for instance, are escaped."""
+    tqdm.write("\n".join(printable(line) for line in message.split("\n")))
+
+
+def tensor_bar(items: Iterable[Item], what: str, count: int) -> Iterable[Item]:
+    """Go through `count` tensors with a progress bar on a terminal, and without one elsewhere."""
+    return tqdm(items, desc=what, total=count, unit="tensor", disable=None)
 
 
 class _BarHandler(logging.Handler):

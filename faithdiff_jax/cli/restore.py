@@ -1,4 +1,4 @@
-"""`faithdiff restore` and `infer.py`: restore a photograph, or a folder of them.
+"""`faithdiff restore`: restore a photograph, or a folder of them.
 
 flags -> RestoreOptions, checked against the model -> files, captions, outputs still to do
 each picture -> FaithDiff.restore -> PNG or another format, whole or not at all
@@ -12,14 +12,15 @@ import pathlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from faithdiff_jax import SMALL_MODEL
-from faithdiff_jax.cli.command import BAD_INPUT, Parser, run
+from faithdiff_jax.cli.command import Parser
+from faithdiff_jax.cli.exit_codes import BAD_INPUT
 from faithdiff_jax.cli.progress import log_above_the_bar, say
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.pictures import comparison
@@ -47,15 +48,14 @@ class Job:
     sheet: pathlib.Path
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, restore, report; returns the exit code."""
+def build_parser() -> Parser:
+    """Describe the flags."""
     parser = Parser("Restore a photograph, or every photograph of a folder.")
     add_flags(parser)
-    arguments = parser.parse_args(argv)
-    return run(lambda: restore_all(arguments))
+    return parser
 
 
-def restore_all(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Restore every picture that has no output yet; bad ones are listed at the end and make the exit code 2."""
     options, stored = _options(arguments)
     mesh_sizes = _mesh_sizes(arguments.mesh)
@@ -321,7 +321,3 @@ PARSERS: dict[type, Callable[[str], Any]] = {int: _whole, float: _number, str: s
 def _one_line(error: BaseException) -> str:
     """What an exception says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,42 +1,46 @@
 """`faithdiff shards`: pack a folder of photographs or pairs into ArrayRecord shards."""
 
 import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from faithdiff_jax.cli.command import SOME_FILES_BAD, Parser, run
+from faithdiff_jax.cli import arguments as types
+from faithdiff_jax.cli.command import Parser, report_faults
 from faithdiff_jax.data.shard_writer import make_shards
 from faithdiff_jax.data.sources import PairFolder, PhotoFolder, Source
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command: 0, 1 if records were left out, 2 for bad input."""
-    options = _parser().parse_args(argv)
-    return run(lambda: _shards(options))
+DESCRIPTION = """Pack a folder of photographs or pairs into a few large files (ArrayRecord shards), which many hosts and
+slow or remote disks read faster. Pictures and captions go in as they are. The same command continues a folder of shards
+that was interrupted."""
 
 
-def _parser() -> Parser:
-    parser = Parser("Pack a folder of photographs or pairs into ArrayRecord shards, for many hosts and slow disks.")
+def build_parser() -> Parser:
+    """Describe the flags."""
+    parser = Parser(DESCRIPTION)
     inputs = parser.add_mutually_exclusive_group(required=True)
-    inputs.add_argument("--photos", type=Path, metavar="FOLDER", help="HQ photographs, at any depth")
-    inputs.add_argument("--pairs", type=Path, metavar="FOLDER", help="HR_crops/ and LR_crops/, or HR/ and LR/")
-    parser.add_argument("--captions", type=Path, metavar="FOLDER", help="captions, if not where the layout has them")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", required=True, help="where the shards go")
-    parser.add_argument("--records-per-shard", type=int, metavar="N", default=1000, help="pictures in a shard")
+    inputs.add_argument("--photos", type=types.folder, metavar="DIR", help="folder of photographs, at any depth")
+    inputs.add_argument(
+        "--pairs", type=types.folder, metavar="DIR", help="folder with HR/ and LR/, or HR_crops/ and LR_crops/"
+    )
+    add = parser.add_argument
+    add("--output", type=types.output_folder, metavar="DIR", required=True, help="folder to write the shards to")
+    add(
+        "--captions",
+        type=types.folder,
+        metavar="DIR",
+        help="folder of captions (default: beside the photographs, or where the pairs have them)",
+    )
+    add("--records-per-shard", type=types.whole(1), default=1000, metavar="N", help="pictures in one shard")
     return parser
 
 
-def _shards(options: argparse.Namespace) -> int:
-    if options.photos is not None:
-        source: Source = PhotoFolder(options.photos, options.captions)
+def run(arguments: argparse.Namespace) -> int:
+    """Write the shards that are missing; pictures that were left out are listed at the end."""
+    if arguments.photos is not None:
+        source: Source = PhotoFolder(arguments.photos, arguments.captions)
     else:
-        source = PairFolder(options.pairs, options.captions)
+        source = PairFolder(arguments.pairs, arguments.captions)
     print(source.summary)
-    kind = "pairs" if options.photos is None else "photos"
-    manifest = make_shards(source, kind, options.output, options.records_per_shard)
-    for line in manifest.left_out:
-        print(f"left out: {line}", file=sys.stderr)
+    kind = "pairs" if arguments.photos is None else "photos"
+    manifest = make_shards(source, kind, arguments.output, arguments.records_per_shard)
     records = sum(shard.records for shard in manifest.shards)
-    print(f"{options.output}: {records:,} records in {len(manifest.shards):,} shards")
-    return SOME_FILES_BAD if manifest.left_out else 0
+    print(f"{arguments.output}: {records:,} records in {len(manifest.shards):,} shards")
+    return report_faults(manifest.left_out, manifest.inputs, "records were left out")

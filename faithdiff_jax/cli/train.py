@@ -1,60 +1,70 @@
-"""`train.py` and `faithdiff-train`: train FaithDiff, or go on with a run."""
+"""`faithdiff train`: train FaithDiff, or resume a run."""
 
 import argparse
-import contextlib
+import json
 import logging
-import pathlib
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tqdm import tqdm
+from faithdiff_jax.cli import arguments as types
+from faithdiff_jax.cli.command import Parser
+from faithdiff_jax.cli.exit_codes import DONE, INTERRUPTED
+from faithdiff_jax.cli.explain import printable
+from faithdiff_jax.cli.progress import log_above_the_bar
+from faithdiff_jax.errors import InputError
 
-from faithdiff_jax.cli.command import INTERRUPTED, Parser, run
-
-DESCRIPTION = """Train FaithDiff as a configuration says, from a model directory, into a run directory that the same
-command goes on with when it is stopped."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code: 2 for bad input, 1 for a run that cannot go on, 130 when told to stop."""
-    parser = _parser()
-    arguments = parser.parse_intermixed_args(argv)
-    several = (arguments.coordinator, arguments.processes, arguments.process_id)
-    if any(value is not None for value in several) and None in several:
-        parser.error("--coordinator, --processes and --process-id go together")
-    return run(lambda: _train(arguments))
+DESCRIPTION = """Train FaithDiff as a configuration says, starting from a model directory. The run is kept in a
+directory of its own: when it is stopped, the same command resumes it where it was."""
 
 
-def _parser() -> Parser:
+def build_parser() -> Parser:
+    """Describe the flags."""
     parser = Parser(DESCRIPTION)
-    parser.add_argument("--config", required=True, metavar="YAML", help="what to train: see configs/")
-    parser.add_argument("--model", required=True, metavar="MODEL_DIR", help="the model directory to start from")
-    parser.add_argument("--output", required=True, metavar="RUN_DIR", help="the run's directory")
-    parser.add_argument(
-        "--data", metavar="FOLDER", help="a folder of photographs, instead of the configuration's data.sources"
+    add = parser.add_argument
+    add(
+        "--config",
+        required=True,
+        metavar="NAME_OR_YAML",
+        help="what to train: the name of a configuration that comes with the package, such as stage2, "
+        "ablations/encoder_fixed or tiny/stage2, or a YAML file",
     )
-    parser.add_argument(
+    add("--model", type=types.path, required=True, metavar="MODEL_DIR", help="the model directory to start from")
+    add("--output", type=types.path, required=True, metavar="RUN_DIR", help="the directory of the run")
+    add(
+        "--data",
+        type=types.nonempty,  # as it was written, as a resumed run compares it
+        metavar="DIR",
+        help="a folder of photographs, in place of the configuration's data.sources",
+    )
+    add(
         "--resume",
         choices=("auto", "never", "must"),
         default="auto",
-        help="auto begins a run or goes on with it; never and must refuse the other case",
+        help="auto starts a run, or resumes the one in --output; never only starts one, must only resumes one",
     )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes: where the first one listens")
-    parser.add_argument("--processes", type=int, metavar="N", help="of several processes: how many")
-    parser.add_argument("--process-id", type=int, metavar="I", help="of several processes: this one's number, from 0")
-    parser.add_argument(
+    several = parser.add_argument_group("several processes")
+    several.add_argument(
+        "--coordinator", type=types.address, metavar="HOST:PORT", help="where the first of the processes listens"
+    )
+    several.add_argument("--processes", type=types.whole(1, 2**20), metavar="N", help="how many processes there are")
+    several.add_argument(
+        "--process-id", type=types.whole(0, 2**20), metavar="I", help="the number of this process, from 0"
+    )
+    several.add_argument(
         "--distributed",
         action="store_true",
-        help="several processes whose cluster (TPU pod, Slurm, Open MPI) says who is who",
+        help="ask the cluster (a TPU pod, Slurm or Open MPI) for the three above",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as batch=64 mesh.fsdp=8")
+    add("overrides", nargs="*", metavar="key=value", help="changes to the configuration, such as batch=64 mesh.fsdp=8")
     return parser
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Train to the last step or until the process is told to stop."""
+    _check_processes(arguments)
+
     from faithdiff_jax.training.config import load_train_config
 
-    data = [f"data.sources=[{{photos: {_quoted(arguments.data)}}}]"] if arguments.data else []
+    data = [f"data.sources=[{{photos: {_quoted(arguments.data)}}}]"] if arguments.data is not None else []
     config = load_train_config(arguments.config, [*data, *arguments.overrides])
 
     import jax
@@ -63,47 +73,44 @@ def _train(arguments: argparse.Namespace) -> int:
 
     _start_processes(jax, arguments)
     is_main = jax.process_index() == 0
-    with _log_above_the_bar(logging.INFO if is_main else logging.WARNING):
-        done = train(config, pathlib.Path(arguments.model), pathlib.Path(arguments.output), resume=arguments.resume)
+    with log_above_the_bar(logging.INFO if is_main else logging.WARNING):
+        done = train(config, arguments.model, arguments.output, resume=arguments.resume)
     if done < config.steps:
         if is_main:
-            print(f"stopped after step {done} of {config.steps}; the same command goes on from there")
+            print(f"stopped after step {done} of {config.steps}; the same command resumes the run from there")
         return INTERRUPTED
     if is_main:
-        print(
-            f"{done} steps done; convert_weights.py --run {arguments.output} --output MODEL_DIR makes a model of them"
+        print(f"{done} steps done; `faithdiff convert --run {arguments.output} --output MODEL_DIR` exports the model")
+    return DONE
+
+
+def _check_processes(arguments: argparse.Namespace) -> None:
+    several = (arguments.coordinator, arguments.processes, arguments.process_id)
+    if all(value is None for value in several):
+        return
+    if None in several:
+        raise InputError("--coordinator, --processes and --process-id go together")
+    if arguments.distributed:
+        raise InputError(
+            "--distributed: asks the cluster for --coordinator, --processes and --process-id, leave them out"
         )
-    return 0
-
-
-@contextlib.contextmanager
-def _log_above_the_bar(level: int) -> Iterator[None]:
-    """Show on stdout what the package logs, above the progress bar."""
-    log = logging.getLogger("faithdiff_jax")
-    before = log.handlers, log.propagate, log.level
-    log.handlers, log.propagate = [_BarHandler()], False
-    log.setLevel(level)
-    try:
-        yield
-    finally:
-        log.handlers, log.propagate = before[:2]
-        log.setLevel(before[2])
-
-
-class _BarHandler(logging.Handler):
-    """Log lines above the progress bar instead of through it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
+    if arguments.process_id >= arguments.processes:
+        raise InputError(f"--process-id {arguments.process_id}: must be below --processes, {arguments.processes}")
 
 
 def _start_processes(jax: Any, arguments: argparse.Namespace) -> None:
     if arguments.coordinator is not None:
         jax.distributed.initialize(arguments.coordinator, arguments.processes, arguments.process_id)
     elif arguments.distributed:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, KeyError) as error:  # JAX looks for a cluster in the environment
+            raise InputError(
+                "--distributed: no cluster found here (a TPU pod, Slurm or Open MPI); give --coordinator, --processes "
+                "and --process-id"
+            ) from error
 
 
 def _quoted(text: str) -> str:
-    """A string as YAML takes it, whatever is in it."""
-    return "'" + text.replace("'", "''") + "'"
+    """A string as YAML takes it, whatever is in it: YAML reads JSON's strings."""
+    return printable(json.dumps(text, ensure_ascii=False))

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from faithdiff_jax.config import from_dict, load_yaml, override
+from faithdiff_jax.config import find_config, from_dict, load_yaml, override
 from faithdiff_jax.data.loader import DataConfig
 from faithdiff_jax.errors import InputError
 
@@ -225,13 +225,15 @@ FREE_TO_CHANGE = (
 def load_train_config(path: pathlib.Path | str, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a run's configuration.
 
-    A file may begin with `extends: OTHER.yaml` (beside it), whose keys it then overrides one by one, however deep;
+    `path` is a file, or the name of a configuration that comes with the package (`config.find_config`). A file may
+    begin with `extends: OTHER.yaml` (beside it, or such a name), whose keys it then overrides one by one, however deep;
     null takes a key's value away, so that a group of the other file can be left out.
 
     Raises:
         InputError: a file that cannot be read, an unknown key, or a value outside its range.
     """
-    data = override(_extended(pathlib.Path(path), ()), overrides)
+    path = find_config(str(path))
+    data = override(_extended(path, ()), overrides)
     groups = data.get("groups")
     if isinstance(groups, dict):
         data["groups"] = {name: group for name, group in groups.items() if group is not None}
@@ -245,7 +247,7 @@ def _extended(path: pathlib.Path, seen: tuple[pathlib.Path, ...]) -> dict[str, A
     base = data.pop("extends", None)
     if base is None:
         return data
-    return _over(_extended(path.parent / str(base), (*seen, path.resolve())), data)
+    return _over(_extended(find_config(str(base), path.parent), (*seen, path.resolve())), data)
 
 
 def _over(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""Types of arguments that commands share: each refuses what is wrong in a line that says what would be right.
+
+They are given to `add_argument(type=...)`, so that a wrong flag ends the command before anything is imported or read.
+Digits are ASCII digits: Python's `int` also takes underscores, blanks and other alphabets.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+LARGEST_SEED = 2**32 - 1
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+
+
+def whole(least: int, most: int | None = None, step: int = 1) -> Callable[[str], int]:
+    """A whole number from `least` to `most`, a multiple of `step`."""
+    multiple = "" if step == 1 else f", a multiple of {step}"
+    limits = f"from {least} to {most}" if most is not None else f"{least} or more"
+
+    def parse(text: str) -> int:
+        value = int(text) if _WHOLE.fullmatch(text) else None
+        if value is None or value < least or (most is not None and value > most) or value % step:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, {limits}{multiple}")
+        return value
+
+    return parse
+
+
+seed = whole(0, LARGEST_SEED)
+"""The seed of random numbers."""
+
+
+def nonempty(text: str) -> str:
+    """Text as it is, but not none at all: of a path, that would mean the folder that the command was called in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: must not be empty")
+    return text
+
+
+def path(text: str) -> Path:
+    """A path."""
+    return Path(nonempty(text))
+
+
+def folder(text: str) -> Path:
+    """A folder that exists."""
+    found = path(text)
+    if not os.path.isdir(found):
+        raise argparse.ArgumentTypeError(
+            f"{text}: is a file, a folder is needed" if os.path.exists(found) else f"{text}: no such folder"
+        )
+    return found
+
+
+def output_folder(text: str) -> Path:
+    """A folder to write to, there already or not."""
+    found = path(text)
+    if os.path.exists(found) and not os.path.isdir(found):
+        raise argparse.ArgumentTypeError(f"{text}: is a file, name a folder")
+    return found
+
+
+def mesh(text: str) -> tuple[int, int]:
+    """DATAxFSDP, the sides of a mesh of devices."""
+    sides = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
+    if not sides or not all(int(side) for side in sides.groups()):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be DATAxFSDP, such as 4x2")
+    return int(sides[1]), int(sides[2])
+
+
+def address(text: str) -> str:
+    """HOST:PORT of a process."""
+    host, _, port = text.rpartition(":")
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be HOST:PORT, such as 10.0.0.1:1234")
+    return text
