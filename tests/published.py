@@ -137,13 +137,13 @@ def unet_sd21(context_dim: int) -> nn.Module:
     )
 
 
-def vae() -> nn.Module:
-    levels = len(VAE_CHANNELS)
+def vae(channels: tuple[int, ...] = VAE_CHANNELS, *, layers: int = 1) -> nn.Module:
+    levels = len(channels)
     return diffusers.AutoencoderKL(
-        block_out_channels=VAE_CHANNELS,
+        block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=1,
+        layers_per_block=layers,
         latent_channels=4,
         norm_num_groups=GROUPS,
         scaling_factor=0.13025,

@@ -22,8 +22,8 @@ from faithdiff_jax.models.parts import flatten, unflatten
 from faithdiff_jax.models.vae import VAE, VAEConfig
 from faithdiff_jax.training import autoencoder
 from faithdiff_jax.training.autoencoder import AutoencoderConfig
+from faithdiff_jax.weights.initialisation import fresh_params
 from faithdiff_jax.weights.model_directory import ModelDirectory
-from faithdiff_jax.weights.new_model import fresh_params
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "tiny"
 VAE_CONFIG = CONFIG.vae

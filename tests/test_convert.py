@@ -10,12 +10,16 @@ import safetensors.torch
 import torch
 import yaml
 from converted import convert_files
-from published import VAE_CHANNELS, PublishedModels, write_published
+from parity import assert_parity, nchw, nhwc
+from published import VAE_CHANNELS, PublishedModels, randomise, write_published
+from published import vae as published_vae
 
 from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.models.parts import numbered, part_shapes
 from faithdiff_jax.weights import rules
+from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.keymap import KeyMap
 from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.to_torch import to_torch
@@ -206,6 +210,47 @@ def test_without_faithdiff_a_model_ready_for_training(models, tmp_path):
     }
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_vae_smaller_than_the_lq_encoder(tmp_path, suffix):
+    """The LQ encoder's sizes come from its own tensors: it computes as published, beside a VAE of other sizes."""
+    models = write_published(tmp_path)
+    torch.manual_seed(1)
+    small = published_vae((8, 8, 16, 16), layers=2)
+    randomise(small)
+    shutil.rmtree(models.vae_folder)
+    small.eval().save_pretrained(models.vae_folder)
+    output = tmp_path / "model"
+    convert_files(output, **flags(models))
+    config = ModelDirectory.open(output).config
+    assert (config.vae.channels, config.vae.resnets_per_level) == ((8, 8, 16, 16), 2)
+    assert (config.lq_encoder.channels, config.lq_encoder.resnets_per_level) == (VAE_CHANNELS, 1)
+    assert config.lq_encoder.norm_groups == config.vae.norm_groups
+    to_torch(output, tmp_path / f"back.{suffix}")
+    assert_same(LOADERS[suffix](tmp_path / f"back.{suffix}"), models.faithdiff_state())
+    assert_same(published_part(output, "vae", rules.VAE), small.state_dict())
+    model = FaithDiff.load(output)
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 40, 24, 3)).astype(np.float32)
+    with torch.no_grad():
+        assert_parity(model.encode_lq(images), nhwc(models.lq_encoder(nchw(images))))
+        assert_parity(
+            model.decode(np.ones((1, 3, 5, 4), np.float32)), nhwc(small.decode(torch.ones(1, 4, 3, 5) / 0.13025).sample)
+        )
+    with pytest.raises(InputError, match=r"lq_encoder: cannot start from this VAE's encoder, its sizes differ"):
+        fresh_part(config, "lq_encoder", dict(ModelDirectory.open(output).arrays("vae")), 0)
+
+
+def test_nan_weights_are_refused_by_name(models, tree):
+    state = models.faithdiff_state()
+    spoilt = state["conv_in.weight"].clone()
+    spoilt[0, 1, 2, 0] = float("nan")
+    torch.save(state | {"conv_in.weight": spoilt}, tree["faithdiff"])
+    assert_refused(tree, r"NaN or infinite are unet\.conv_in\.kernel \(--allow-nonfinite")
+    arguments = [f"--{name}={tree[name]}" for name in ("sdxl", "vae", "faithdiff", "output")]
+    assert main(arguments) == 2
+    assert main([*arguments, "--allow-nonfinite", "--default=guidance=1.5"]) == 0
+    assert ModelDirectory.open(tree["output"]).defaults == {"guidance": 1.5}
+
+
 def test_vae_under_vae_and_full_precision_first(models, tmp_path, tree):
     pipeline = tmp_path / "pipeline"
     shutil.copytree(tree["vae"], pipeline / "vae")
@@ -286,9 +331,22 @@ FAULTS = {
         lambda t: edit(t["sdxl"] / "unet/config.json", cross_attention_dim=41),
         "its parts do not go together: unet.context_dim is 41: must be the text encoders' sum, 40",
     ),
-    "aligner that does not fit": (
-        lambda t: edit(t["vae"] / "config.json", block_out_channels=[8, 16, 32, 40]),
-        "alignment: norm_groups is 32: must divide the features' 40",
+    "a vae of another factor": (
+        lambda t: edit(
+            t["vae"] / "config.json",
+            block_out_channels=[8, 16, 32],
+            down_block_types=["DownEncoderBlock2D"] * 3,
+            up_block_types=["UpDecoderBlock2D"] * 3,
+        ),
+        "its parts do not go together: lq_encoder.channels has 4 levels: must be 3, as vae.channels",
+    ),
+    "more layers than tensors": (
+        lambda t: edit(t["vae"] / "config.json", layers_per_block=1_000_000_000),
+        r"layers_per_block is 1000000000: supported is a whole number from 1 to \d+$",
+    ),
+    "a link out of a tokenizer": (
+        lambda t: (t["sdxl"] / "tokenizer/more.json").symlink_to(t["faithdiff"]),
+        r"tokenizer: more\.json is a link to a file outside",
     ),
     "no such variant": (lambda t: t.update(variant="fp17"), "variant fp17: none of the weight files"),
     "truncated": (

@@ -18,7 +18,7 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import flatten, part_names, part_shapes
 from faithdiff_jax.models.unet import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
-from faithdiff_jax.weights import new_model, safetensors_format
+from faithdiff_jax.weights import initialisation, safetensors_format
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
 REPOSITORY = Path(__file__).parent.parent
@@ -54,13 +54,13 @@ def tokenizers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def params():
-    return new_model.fresh_params(CONFIG, seed=3)
+    return initialisation.fresh_params(CONFIG, seed=3)
 
 
 @pytest.fixture(scope="module")
 def model(tokenizers, tmp_path_factory):
     output = tmp_path_factory.mktemp("fresh") / "model"
-    new_model.write_model(CONFIG, new_model.fresh_params(CONFIG, seed=3), tokenizers, output, {"seed": 3})
+    initialisation.write_model(CONFIG, initialisation.fresh_params(CONFIG, seed=3), tokenizers, output, {"seed": 3})
     return output
 
 
@@ -120,7 +120,7 @@ def test_token_embeddings_have_unit_variance(params):
 
 
 def test_the_seed_decides(params):
-    again, other = new_model.fresh_params(CONFIG, seed=3), new_model.fresh_params(CONFIG, seed=4)
+    again, other = initialisation.fresh_params(CONFIG, seed=3), initialisation.fresh_params(CONFIG, seed=4)
     kernels = {
         "unet": "conv_in.kernel",
         "vae": "encoder.conv_in.kernel",
@@ -137,7 +137,7 @@ def test_an_existing_output_is_left_alone(params, tokenizers, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine").write_text("mine")
     with pytest.raises(InputError, match="exists already"):
-        new_model.write_model(CONFIG, params, tokenizers, tmp_path / "model", {})
+        initialisation.write_model(CONFIG, params, tokenizers, tmp_path / "model", {})
     assert (tmp_path / "model" / "mine").read_text() == "mine"
 
 
@@ -148,7 +148,7 @@ def test_a_failure_leaves_nothing(params, tokenizers, tmp_path, monkeypatch):
 
     monkeypatch.setattr(safetensors_format, "write_tensors", full_disk)
     with pytest.raises(InputError, match=r"model: cannot be written \(No space left on device\)"):
-        new_model.write_model(CONFIG, params, tokenizers, tmp_path / "model", {})
+        initialisation.write_model(CONFIG, params, tokenizers, tmp_path / "model", {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -156,9 +156,9 @@ def test_tokenizers_that_do_not_fit(tokenizers, tmp_path):
     larger = dataclasses.replace(TEXT, vocab_size=END + 10, end_token=END + 9)
     config = dataclasses.replace(CONFIG, text_encoders=(TEXT, larger))
     with pytest.raises(InputError, match=f"tokenizer_2: .* vocab_size, {END + 10}, and end_token, {END + 9}"):
-        new_model.check_tokenizers(config, tokenizers)
+        initialisation.check_tokenizers(config, tokenizers)
     with pytest.raises(InputError, match="no such tokenizer folder"):
-        new_model.check_tokenizers(CONFIG, tmp_path)
+        initialisation.check_tokenizers(CONFIG, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,7 +172,7 @@ def test_parameters_that_are_not_the_architectures(params, tokenizers, tmp_path,
     else:
         wrong["vae"]["quant_conv.bias"] = np.zeros(3, np.float32)
     with pytest.raises(ValueError, match="vae"):
-        new_model.write_model(CONFIG, wrong, tokenizers, tmp_path / "model", {})
+        initialisation.write_model(CONFIG, wrong, tokenizers, tmp_path / "model", {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -180,7 +180,7 @@ def test_the_small_model_fits_its_limits():
     """16 MB as float16, tokenizers that fit, every caption's word one token; it predicts the clean latent."""
     folder = REPOSITORY / "configs" / "tiny"
     config = load(FaithDiffConfig, folder / "model.yaml")
-    new_model.check_tokenizers(config, folder)
+    initialisation.check_tokenizers(config, folder)
     numbers = sum(math.prod(shape) for part in part_names(config) for shape in part_shapes(config, part).values())
     assert 2 * numbers < 15_000_000
     assert config.schedule.prediction == "sample"

@@ -9,6 +9,7 @@ from converted import convert_files
 from huggingface_hub import errors
 from published import write_published
 
+from faithdiff_jax import SMALL_MODEL
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.weights import hub
 from faithdiff_jax.weights.model_directory import ModelDirectory
@@ -192,3 +193,17 @@ def test_a_fetch_that_breaks_off(fake_hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", breaks)
     with pytest.raises(InputError, match=r"some/repo: could not be fetched: it cannot be reached \(reset by peer\)"):
         hub.local_folder("some/repo", list)
+
+
+def test_a_model_directory_of_a_repository(fake_hub, tmp_path):
+    folder = shutil.copytree(SMALL_MODEL, fake_hub.root / "someone/small")
+    (folder / "samples").mkdir()
+    for name in (".gitattributes", "samples/picture.png", "samples/more.safetensors", "training.log"):
+        (folder / name).write_bytes(b"not of the model")
+    found = hub.model_folder("someone/small")
+    model = ModelDirectory.open(found)
+    assert model.digest == ModelDirectory.open(hub.model_folder(SMALL_MODEL)).digest
+    files = {*model.files, "config.yaml", "README.md"}
+    assert set(fake_hub.fetched) == {f"someone/small/{name}" for name in files}
+    with pytest.raises(InputError, match="no such folder"):
+        hub.model_folder("no such")

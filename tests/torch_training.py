@@ -25,7 +25,7 @@ from faithdiff_jax.models.parts import numbered, part_shapes
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.weights import rules
 from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
-from faithdiff_jax.weights.keymap import KeyMap
+from faithdiff_jax.weights.keymap import KeyMap, compare
 
 
 class TorchModel(nn.Module):
@@ -191,7 +191,8 @@ def to_ours(model: TorchModel) -> dict[str, np.ndarray]:
     ours = {}
     for part, tensors in model.published().items():
         rules_of_part = keymap(model.widths, part)
-        rules_of_part.check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, part)
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        assert not compare(rules_of_part.published_shapes(), found), part
         read = rules_of_part.read(lambda name, tensors=tensors: tensors[name].numpy().astype(np.float32))
         ours |= {f"{part}.{path}": array for path, array in read}
     return ours

@@ -41,8 +41,7 @@ from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.training.checkpoints import load_saved, saved_specs, saved_steps
 from faithdiff_jax.training.config import CheckpointConfig, TrainConfig, WatchConfig
 from faithdiff_jax.training.step import TrainStep
-from faithdiff_jax.weights.initialisation import fresh_part
-from faithdiff_jax.weights.new_model import write_model
+from faithdiff_jax.weights.initialisation import fresh_part, write_model
 
 main = functools.partial(run_command, "train")
 

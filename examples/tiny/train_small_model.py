@@ -18,8 +18,8 @@ import sys
 import numpy as np
 
 from faithdiff_jax.models.parts import part_names
+from faithdiff_jax.weights.initialisation import write_model
 from faithdiff_jax.weights.model_directory import ModelDirectory
-from faithdiff_jax.weights.new_model import write_model
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+MOST_TRAIN_STEPS = 100_000
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -21,9 +22,16 @@ class ScheduleConfig:
     """What the UNet puts out, in the words of diffusers: noise ("epsilon", SDXL), "v_prediction" (Salimans and Ho 2022,
     SD 2.1), or the clean latent itself ("sample")."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        for name in ("train_steps", "steps_offset"):
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: must be a whole number")
         if self.train_steps < 1:
             raise ValueError(f"train_steps is {self.train_steps}: must be at least 1")
+        if self.train_steps > MOST_TRAIN_STEPS:
+            raise ValueError(f"train_steps is {self.train_steps}: must be at most {MOST_TRAIN_STEPS:,}")
+        if not 0 <= self.steps_offset <= self.train_steps:
+            raise ValueError(f"steps_offset is {self.steps_offset}: must be from 0 to train_steps, {self.train_steps}")
         if not (0 < self.beta_start < 1 and 0 < self.beta_end < 1):
             raise ValueError(f"beta_start is {self.beta_start} and beta_end {self.beta_end}: must lie between 0 and 1")
         if self.prediction not in PREDICTIONS:

@@ -22,6 +22,7 @@ from flax import nnx
 from faithdiff_jax.models.attention import attention
 from faithdiff_jax.models.convolution import conv3x3, group_norm
 from faithdiff_jax.models.layers import quick_gelu, run_block
+from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_sizes
 
 KINDS = ("transformer", "add")
 MIXINGS = ("none", "batch", "spatial")
@@ -40,15 +41,15 @@ class AlignmentConfig:
     heads: int = 8
     norm_groups: int = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_sizes(self, 1, MOST_LAYERS, "layers")
+        check_sizes(self, 1, LARGEST_WIDTH, "heads", "norm_groups")
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r}: must be one of {', '.join(KINDS)}")
         if self.mixing not in MIXINGS:
             raise ValueError(f"mixing is {self.mixing!r}: must be one of {', '.join(MIXINGS)}")
         if self.group is not None and (self.group < 1 or self.mixing != "batch"):
             raise ValueError(f"group is {self.group}: must be at least 1, and goes with mixing 'batch' only")
-        if self.layers < 1:
-            raise ValueError(f"layers is {self.layers}: must be at least 1")
 
 
 class ConditionEmbedding(nnx.Module):

@@ -8,6 +8,7 @@ from flax import nnx
 
 from faithdiff_jax.models.attention import attention
 from faithdiff_jax.models.layers import quick_gelu, scan_stack, stack
+from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_sizes
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -18,6 +19,7 @@ def exact_gelu(values: jax.Array) -> jax.Array:
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
+LARGEST_VOCABULARY = 10_000_000
 OUTPUTS = ("penultimate", "final")
 
 
@@ -46,11 +48,11 @@ class TextEncoderConfig:
     output: str = "penultimate"
     end_token: int = 49407
 
-    def __post_init__(self):
-        for name in ("vocab_size", "width", "layers", "heads", "mlp_width", "positions", "projection"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, it must be at least 1")
+    def __post_init__(self) -> None:
+        check_sizes(self, 1, LARGEST_WIDTH, "width", "heads", "mlp_width", "positions", "projection")
+        check_sizes(self, 1, MOST_LAYERS, "layers")
+        check_sizes(self, 1, LARGEST_VOCABULARY, "vocab_size")
+        check_sizes(self, 0, LARGEST_VOCABULARY, "end_token")
         if self.width % self.heads:
             raise ValueError(f"width is {self.width}, it must be a multiple of heads ({self.heads})")
         if self.activation not in ACTIVATIONS:

@@ -96,11 +96,13 @@ class Networks:
 
     def lq_encoder(self, params: Params) -> FeatureEncoder:
         """Images to LQ features."""
-        return nnx.merge(self._lq_encoder, params)
+        module: FeatureEncoder = nnx.merge(self._lq_encoder, params)
+        return module
 
     def vae(self, params: Params) -> VAE:
         """Images to latents and back."""
-        return nnx.merge(self._vae, params)
+        module: VAE = nnx.merge(self._vae, params)
+        return module
 
     def denoiser(self, params: Params) -> Denoiser:
         """Aligner and UNet, from {"unet": ..., "alignment": ...}."""

@@ -19,6 +19,7 @@ from flax import nnx
 from faithdiff_jax.models.attention import attention
 from faithdiff_jax.models.convolution import Downsample, ResnetBlock, Upsample, conv3x3, group_norm
 from faithdiff_jax.models.layers import run_block, scan_stack, stack
+from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_levels, check_sizes
 
 TextKeysValues = list[tuple[jax.Array, jax.Array]]
 
@@ -42,25 +43,23 @@ class UNetConfig:
     """Width of the sinusoidal embedding of each of the six time ids."""
     norm_groups: int = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_levels(self.channels)
+        check_sizes(self, 1, LARGEST_WIDTH, "in_channels", "out_channels", "channels", "context_dim", "pooled_dim")
+        check_sizes(self, 1, LARGEST_WIDTH, "time_id_dim", "norm_groups")
+        check_sizes(self, 1, MOST_LAYERS, "resnets_per_level", "mid_transformer_depth")
+        check_sizes(self, 0, MOST_LAYERS, "transformer_depth")
         levels = len(self.channels)
-        if levels == 0:
-            raise ValueError("channels is empty: the UNet needs at least one level")
         for name in ("transformer_depth", "heads"):
             if len(getattr(self, name)) != levels:
-                raise ValueError(f"{name} is {getattr(self, name)}: needs one number a level, {levels} as in channels")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: needs one number per level, {levels} as in channels"
+                )
         for width, heads in zip(self.channels, self.heads, strict=True):
             if width % self.norm_groups:
                 raise ValueError(f"channels has {width}: must be a multiple of norm_groups, {self.norm_groups}")
             if heads < 1 or width % heads:
                 raise ValueError(f"heads has {heads}: must divide its level's channels, {width}")
-        if min(self.transformer_depth) < 0 or self.mid_transformer_depth < 1:
-            raise ValueError(
-                f"transformer_depth is {self.transformer_depth} and mid_transformer_depth "
-                f"{self.mid_transformer_depth}: must be 0 or more a level and at least 1 in the middle"
-            )
-        if self.resnets_per_level < 1:
-            raise ValueError(f"resnets_per_level is {self.resnets_per_level}: must be at least 1")
 
     @property
     def embedding_dim(self) -> int:

@@ -18,11 +18,10 @@ from flax import nnx
 from faithdiff_jax.models.attention import attention
 from faithdiff_jax.models.convolution import Downsample, ResnetBlock, Upsample, conv3x3, group_norm
 from faithdiff_jax.models.layers import run_block
+from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_levels, check_sizes
 
 EPSILON = 1e-6
 LQ_FEATURES = ("penultimate", "last")
-LARGEST_SIZE = 65_536
-MOST_LEVELS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         _check_sizes(self)
+        check_sizes(self, 1, LARGEST_WIDTH, "out_channels")
 
     @property
     def factor(self) -> int:
@@ -59,6 +59,7 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         _check_sizes(self)
+        check_sizes(self, 1, LARGEST_WIDTH // 2, "latent_channels")
         if not 0 < self.scaling_factor < math.inf:
             raise ValueError(f"scaling_factor is {self.scaling_factor}: must be a finite number above 0")
 
@@ -81,13 +82,9 @@ class VAEConfig:
 
 def _check_sizes(config: EncoderConfig | VAEConfig) -> None:
     """Raise ValueError for sizes that no encoder has."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        for size in value if isinstance(value, tuple) else (value,):
-            if field.name != "scaling_factor" and not 1 <= size <= LARGEST_SIZE:
-                raise ValueError(f"{field.name} has {size}: must be from 1 to {LARGEST_SIZE:,}")
-    if not 1 <= len(config.channels) <= MOST_LEVELS:
-        raise ValueError(f"channels has {len(config.channels)} levels: must have 1 to {MOST_LEVELS}")
+    check_levels(config.channels)
+    check_sizes(config, 1, LARGEST_WIDTH, "image_channels", "channels", "norm_groups")
+    check_sizes(config, 1, MOST_LAYERS, "resnets_per_level")
     for width in config.channels:
         if width % config.norm_groups:
             raise ValueError(f"channels has {width}: must be a multiple of norm_groups, {config.norm_groups}")

@@ -26,8 +26,7 @@ from faithdiff_jax.files.writing import refuse_existing
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, flatten, graph, unflatten
 from faithdiff_jax.models.vae import VAE, VAEConfig
-from faithdiff_jax.weights.initialisation import fresh_part
-from faithdiff_jax.weights.new_model import check_tokenizers, fresh_params, write_model
+from faithdiff_jax.weights.initialisation import check_tokenizers, fresh_params, fresh_part, write_model
 
 CROPS_FOR_SCALE = 256
 

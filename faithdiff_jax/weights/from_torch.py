@@ -136,7 +136,7 @@ def convert(
         name: with_text_model_names(source) if name in encoders else with_current_vae_names(source)
         for name, source in sources.items()
     }
-    config = _config(folder, vae_folder, encoders, sources.get("faithdiff"))
+    config = _config(folder, vae_folder, encoders, sources)
     parts = _parts(config, sources, files, published.seed)
     _refuse_misfits(parts)
 
@@ -204,19 +204,27 @@ def _weights(folder: pathlib.Path, stems: tuple[str, str], variant: str | None) 
 
 
 def _config(
-    folder: pathlib.Path, vae_folder: pathlib.Path, encoders: list[str], faithdiff: TensorSource | None
+    folder: pathlib.Path, vae_folder: pathlib.Path, encoders: list[str], sources: Mapping[str, TensorSource]
 ) -> FaithDiffConfig:
+    faithdiff = sources.get("faithdiff")
+    tensors = {name: len(source.shapes()) for name, source in sources.items()}
     # SDXL conditions on the last layer's input, SD 2.1 with its single encoder on the normalised output.
     output = "penultimate" if len(encoders) > 1 else "final"
-    unet = published_configs.unet_config(folder / "unet" / "config.json")
-    vae = published_configs.vae_config(vae_folder / "config.json")
+    unet = published_configs.unet_config(
+        folder / "unet" / "config.json", tensors.get("unet", tensors.get("faithdiff", 0))
+    )
+    vae = published_configs.vae_config(vae_folder / "config.json", tensors["vae"])
     alignment = AlignmentConfig() if faithdiff is None else published_configs.alignment_config(list(faithdiff.shapes()))
     text = tuple(
-        published_configs.text_encoder_config(folder / name / "config.json", output=output) for name in encoders
+        published_configs.text_encoder_config(folder / name / "config.json", tensors[name], output=output)
+        for name in encoders
     )
     schedule = published_configs.schedule_config(folder / "scheduler" / "scheduler_config.json")
     try:
-        return FaithDiffConfig(unet=unet, vae=vae, alignment=alignment, text_encoders=text, schedule=schedule)
+        lq_encoder = None if faithdiff is None else published_configs.lq_encoder_config(faithdiff.shapes(), vae)
+        return FaithDiffConfig(
+            unet=unet, vae=vae, lq_encoder=lq_encoder, alignment=alignment, text_encoders=text, schedule=schedule
+        )
     except ValueError as error:
         raise InputError(f"{folder}: its parts do not go together: {error}") from None
 

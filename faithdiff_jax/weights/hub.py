@@ -6,6 +6,7 @@ file names + variant -> the one weight file (or index of shards) to read
 
 import contextlib
 import fnmatch
+import os
 import pathlib
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -38,6 +39,22 @@ def local_folder(given: str, wanted: Callable[[Names], list[str]]) -> pathlib.Pa
     if not REPO_ID.fullmatch(given):
         raise InputError(f"{given}: no such folder (and a Hugging Face repository id is owner/name)")
     return _fetch(given, wanted)
+
+
+def model_folder(given: str | os.PathLike[str]) -> pathlib.Path:
+    """A model directory: the folder `given`, or the files of one that is the repository `given`, fetched.
+
+    Raises:
+        InputError: as `local_folder`.
+    """
+    return local_folder(os.fspath(given), _model_files)
+
+
+def _model_files(names: Names) -> list[str]:
+    """What belongs to a model directory, as `ModelDirectory.write` makes it."""
+    return [name for name in names if fnmatch.fnmatchcase(name, "*.safetensors") and "/" not in name] + [
+        name for name in names if name in ("config.yaml", "README.md") or re.match(r"tokenizer(_[0-9]+)?/", name)
+    ]
 
 
 def faithdiff_file(given: str, variant: str | None) -> pathlib.Path:
@@ -99,11 +116,6 @@ def choose_weights(names: Names, folder: str, stems: tuple[str, str], variant: s
             if prefix + name in names:
                 return prefix + name
     return None
-
-
-def is_variant(name: str, variant: str) -> bool:
-    """Whether a weight file's name says that it is the variant."""
-    return f".{variant}." in name
 
 
 def with_shards(names: Names, chosen: str) -> list[str]:
@@ -168,7 +180,7 @@ def _no_retry_notices() -> Iterator[None]:
     from huggingface_hub.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:

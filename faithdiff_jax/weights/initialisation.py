@@ -1,19 +1,31 @@
-"""The parts of FaithDiff before any training of its own: LQ encoder from the VAE, aligner as its layers start.
+"""Parameters before any training: FaithDiff's own parts as published, and whole models that have learned nothing yet.
 
-For the converter under published names, tensor by tensor; for training under our own (`fresh_part`).
+the VAE -> LQ encoder; seed -> aligner                  for the converter under published names, tensor by tensor
+architecture + seed -> fresh_params -> write_model      for models that are trained from the start
 """
 
 import math
+import pathlib
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.models.parts import part_shapes
+from faithdiff_jax.models.parts import builders, flatten, numbered, part_shapes, text_encoder_names
 from faithdiff_jax.weights import rules
-from faithdiff_jax.weights.keymap import KeyMap
+from faithdiff_jax.weights.keymap import KeyMap, compare
+from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
 from faithdiff_jax.weights.tensor_files import Arrays, Renamed, TensorSource
 
+# The ends of residual branches, and of the UNet: zero, so that networks start short.
+_UNET_ZEROS = ("conv2.kernel", "proj_out.kernel", "conv_out.kernel")
+_VAE_ZEROS = ("conv2.kernel", "to_out.kernel")
+_LOG_VARIANCE = -6.0
 # The LQ encoder is the VAE's encoder up to here.
 _BEYOND_FEATURES = ("conv_norm_out.", "conv_out.")
 _ZERO = ("condition_embedding.conv_out.", "spatial_ch_projs.")
@@ -38,6 +50,10 @@ def fresh_part(config: FaithDiffConfig, part: str, vae: Mapping[str, np.ndarray]
         raise ValueError(f"part is {part!r}: must be alignment or lq_encoder, the others are never made anew")
     shapes = part_shapes(config, part)
     if part == "lq_encoder":
+        wanted = {f"encoder.{path}": shape for path, shape in shapes.items()}
+        faults = compare(wanted, {path: vae[path].shape for path in wanted if path in vae})
+        if faults:
+            raise InputError(f"lq_encoder: cannot start from this VAE's encoder, its sizes differ: {faults[0]}")
         return {path: vae[f"encoder.{path}"] for path in shapes}
     if config.alignment.kind == "add":
         return {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
@@ -84,3 +100,83 @@ def _initial(name: str, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Ge
         weight = shape if is_weight else shapes[name.removesuffix("bias") + "weight"]
         bound = 1 / math.sqrt(math.prod(weight[1:]))
     return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def fresh_params(config: FaithDiffConfig, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """The parameters of every part, by part name, float32.
+
+    The LQ encoder is a copy of the VAE's encoder and the aligner starts as published. In UNet and VAE the ends of the
+    residual branches are zero, and the UNet's last layer (as in Ho et al. 2020's code). The VAE's latents start with
+    little noise of their own. Token embeddings have unit variance, which is what the UNet sees of a text encoder that
+    is never trained. The rest is as the layers start by themselves.
+    """
+    build = builders(config)
+
+    def parameters(part: str) -> dict[str, np.ndarray]:
+        state = nnx.to_pure_dict(nnx.state(build[part](rngs=nnx.Rngs(_key(seed, part))), nnx.Param))
+        return {path: np.asarray(leaf) for path, leaf in flatten(state).items()}
+
+    unet = _with_zeros(parameters("unet"), _UNET_ZEROS)
+    vae = _with_zeros(parameters("vae"), _VAE_ZEROS)
+    is_log_variance = np.arange(2 * config.vae.latent_channels) >= config.vae.latent_channels
+    vae["quant_conv.bias"] = np.where(is_log_variance, np.float32(_LOG_VARIANCE), np.float32(0))
+    params = {"vae": vae, "unet": unet}
+    params |= {part: fresh_part(config, part, vae, seed) for part in ("alignment", "lq_encoder")}
+    for name in text_encoder_names(config):
+        text = parameters(name)
+        rng = np.random.default_rng([seed, *name.encode()])
+        tokens = text["token_embedding.embedding"]
+        text["token_embedding.embedding"] = rng.standard_normal(tokens.shape).astype(np.float32)
+        params[name] = text
+    return params
+
+
+def write_model(
+    config: FaithDiffConfig,
+    params: Mapping[str, Mapping[str, np.ndarray]],
+    tokenizers_from: pathlib.Path | str,
+    output: pathlib.Path | str,
+    provenance: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model directory from parameters in memory, whole or not at all.
+
+    Args:
+        config: the architecture.
+        params: part name -> dotted path -> array; every part of the architecture, exactly.
+        tokenizers_from: a folder with a `tokenizer/` for each text encoder.
+        output: the model directory; it must not exist, or be empty.
+        provenance: plain data on where the parameters are from; the package's version is added.
+        defaults: the model's own defaults of restoring, plain data.
+
+    Raises:
+        ValueError: parameters that are not the architecture's.
+        InputError: an output that exists or cannot be written, or tokenizers that do not fit.
+    """
+    check_tokenizers(config, tokenizers_from)
+    parts = {part: Contents.of(arrays) for part, arrays in params.items()}
+    ModelDirectory.write(output, config, parts, tokenizers=tokenizers_from, provenance=provenance, defaults=defaults)
+
+
+def check_tokenizers(config: FaithDiffConfig, folder: pathlib.Path | str) -> None:
+    """See that there is a tokenizer for each text encoder whose tokens and end token are the encoder's; InputError."""
+    for path, encoder in zip(_tokenizer_folders(config, folder), config.text_encoders, strict=True):
+        ids = Tokenizers.load([path])(["a"])[0]
+        if ids.max() >= encoder.vocab_size or encoder.end_token not in ids:
+            raise InputError(
+                f"{path}: its tokens do not fit the text encoder's vocab_size, {encoder.vocab_size}, and end_token, "
+                f"{encoder.end_token}"
+            )
+
+
+def _tokenizer_folders(config: FaithDiffConfig, folder: pathlib.Path | str) -> list[pathlib.Path]:
+    return [pathlib.Path(folder) / name for name in numbered("tokenizer", len(config.text_encoders))]
+
+
+def _with_zeros(arrays: Mapping[str, np.ndarray], ends: tuple[str, ...]) -> dict[str, np.ndarray]:
+    return {path: np.zeros_like(array) if path.endswith(ends) else array for path, array in arrays.items()}
+
+
+def _key(seed: int, name: str) -> jax.Array:
+    """A key for each part, so that one part's size does not bear on another's numbers."""
+    return jax.random.fold_in(jax.random.key(seed), int.from_bytes(name.encode()[-4:], "big"))

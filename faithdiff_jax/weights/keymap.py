@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
+from faithdiff_jax.weights.safetensors_format import shown
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -134,9 +136,9 @@ class KeyMap:
 def compare(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Name every tensor that is missing, unknown or mis-shaped among those found."""
     faults = [f"missing {name} {wanted[name]}" for name in wanted if name not in found]
-    faults += [f"unknown {name} {tuple(found[name])}" for name in found if name not in wanted]
+    faults += [f"unknown {shown(name)} {tuple(found[name])}" for name in found if name not in wanted]
     faults += [
-        f"mis-shaped {name} {tuple(found[name])}, wanted {shape}"
+        f"mis-shaped {shown(name)} {tuple(found[name])}, wanted {shape}"
         for name, shape in wanted.items()
         if name in found and tuple(found[name]) != shape
     ]

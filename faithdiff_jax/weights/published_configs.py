@@ -3,17 +3,22 @@
 A key that a file leaves out has the default of the library that wrote it, which is stated here beside each key.
 """
 
+import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from faithdiff_jax.diffusion.schedule import PREDICTIONS, ScheduleConfig
+from faithdiff_jax.diffusion.schedule import MOST_TRAIN_STEPS, PREDICTIONS, ScheduleConfig
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.reading import read_json
 from faithdiff_jax.models.alignment import AlignmentConfig
-from faithdiff_jax.models.clip import TextEncoderConfig
+from faithdiff_jax.models.clip import LARGEST_VOCABULARY, TextEncoderConfig
+from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, MOST_LEVELS
 from faithdiff_jax.models.unet import UNetConfig
-from faithdiff_jax.models.vae import VAEConfig
+from faithdiff_jax.models.vae import EncoderConfig, VAEConfig
+from faithdiff_jax.weights.safetensors_format import shown
 
 Built = TypeVar("Built")
 
@@ -79,6 +84,8 @@ SCHEDULE_SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # type -> whether it has transformers
 UP_BLOCKS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 LEGACY_END_TOKEN = 2
+MOST_TENSORS = 100_000
+_LQ_RESNET = re.compile(r"denoise_encoder\.down_blocks\.([0-9]{1,2})\.resnets\.([0-9]{1,2})\.conv1\.weight")
 TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
@@ -88,12 +95,7 @@ class _Settings:
     def __init__(self, path: pathlib.Path):
         self.path = path
         self.faults: list[str] = []
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-        except ValueError:
-            raise InputError(f"{path}: is not JSON") from None
+        data = read_json(path)
         if not isinstance(data, dict):
             raise InputError(f"{path}: holds {type(data).__name__}, an object of settings is needed")
         self._data = data
@@ -102,7 +104,21 @@ class _Settings:
         return self._data.get(key, default)
 
     def refuse(self, key: str, value: Any, wanted: str) -> None:
-        self.faults.append(f"{key} is {json.dumps(value)}: supported is {wanted}")
+        self.faults.append(f"{key} is {shown(json.dumps(value))}: supported is {wanted}")
+
+    def count(self, key: str, default: int | None, most: int, *, least: int = 1) -> int:
+        """A whole number in a range; a fault without which the others cannot be looked for."""
+        value = self.get(key, default)
+        if not _is_whole(value) or not least <= value <= most:
+            self.stop(key, value, f"a whole number from {least} to {most:,}")
+        return int(value)
+
+    def number(self, key: str, default: float, least: float, most: float) -> float:
+        """A number in a range."""
+        value = self.get(key, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+            self.stop(key, value, f"a number from {least:g} to {most:g}")
+        return float(value)
 
     def hold_to(self, supported: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> None:
         """Note every key whose value is not a supported one."""
@@ -111,18 +127,21 @@ class _Settings:
             if value not in values:
                 self.refuse(key, value, " or ".join(json.dumps(item) for item in values))
 
-    def per_level(self, key: str, default: Any, levels: int) -> tuple[int, ...]:
-        """A whole number for each level, of a list or of one number for all."""
+    def per_level(self, key: str, default: Any, levels: int, most: int) -> tuple[int, ...]:
+        """A whole number from 1 to `most` for each level, of a list or of one number for all."""
         value = self.get(key, default)
-        numbers = [value] * levels if _is_count(value) else value
-        if isinstance(numbers, list) and len(numbers) == levels and all(_is_count(number) for number in numbers):
-            return tuple(numbers)
-        self.refuse(key, value, f"a whole number, or a list of {levels}, one a level")
+        numbers = [value] * levels if _is_whole(value) else value
+        if isinstance(numbers, list) and len(numbers) == levels and all(_is_whole(number) for number in numbers):
+            if all(1 <= number <= most for number in numbers):
+                return tuple(numbers)
+            self.refuse(key, value, f"from 1 to {most:,}, as many as these weights can hold")
+            return (1,) * levels
+        self.refuse(key, value, f"a whole number, or a list of {levels}, one per level")
         return (1,) * levels
 
-    def same_everywhere(self, key: str, default: Any, levels: int) -> int:
+    def same_everywhere(self, key: str, default: Any, levels: int, most: int) -> int:
         """A whole number that must not differ between levels."""
-        numbers = self.per_level(key, default, levels)
+        numbers = self.per_level(key, default, levels, most)
         if len(set(numbers)) > 1:
             self.refuse(key, numbers, "the same number for every level")
         return numbers[0]
@@ -130,21 +149,29 @@ class _Settings:
     def blocks(self, key: str, kinds: Mapping[str, bool], default: Sequence[str], levels: int) -> list[bool]:
         """Whether each level has transformers, from the types of its blocks."""
         types = self.get(key, list(default))
-        if not isinstance(types, list) or len(types) != levels or not set(types) <= set(kinds):
+        if (
+            not isinstance(types, list)
+            or len(types) != levels
+            or not all(isinstance(kind, str) and kind in kinds for kind in types)
+        ):
             self.refuse(key, types, f"{levels} of {', '.join(kinds)}")
             return [False] * levels
         return [kinds[name] for name in types]
 
     def channels(self, default: Sequence[int]) -> tuple[int, ...]:
         value = self.get("block_out_channels", list(default))
-        if not isinstance(value, list) or not value or not all(_is_count(number) for number in value):
-            self.stop("block_out_channels", value, "a list of whole numbers, one a level")
+        if (
+            not isinstance(value, list)
+            or not 1 <= len(value) <= MOST_LEVELS
+            or not all(_is_whole(number) and 1 <= number <= LARGEST_WIDTH for number in value)
+        ):
+            self.stop("block_out_channels", value, "a list of whole numbers, one per level")
         return tuple(value)
 
-    def stop(self, key: str, value: Any, wanted: str) -> None:
-        """Note a fault without which the others cannot be looked for."""
+    def stop(self, key: str, value: Any, wanted: str) -> NoReturn:
+        """Note a fault without which the others cannot be looked for, and raise them all."""
         self.refuse(key, value, wanted)
-        self.raise_faults()
+        raise InputError(f"{self.path}: {'; '.join(self.faults)}")
 
     def raise_faults(self) -> None:
         if self.faults:
@@ -155,12 +182,19 @@ class _Settings:
         self.raise_faults()
         try:
             return make()
+        except InputError:
+            raise
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.path}: {error}") from None
 
 
-def unet_config(path: pathlib.Path) -> UNetConfig:
-    """`unet/config.json` of diffusers."""
+def unet_config(path: pathlib.Path, tensors: int = MOST_TENSORS) -> UNetConfig:
+    """`unet/config.json` of diffusers, for weights of so many `tensors`: no more layers than they can make up.
+
+    Raises:
+        InputError: a setting that is missing, of the wrong type, out of range or not supported; all of them at once.
+    """
+    layers = _most_layers(tensors)
     file = _Settings(path)
     channels = file.channels((320, 640, 1280, 1280))
     levels = len(channels)
@@ -169,24 +203,23 @@ def unet_config(path: pathlib.Path) -> UNetConfig:
     up = file.blocks("up_block_types", UP_BLOCKS, ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, levels)
     if not file.faults and up != down[::-1]:
         file.refuse("up_block_types", file.get("up_block_types"), "down_block_types in reverse")
-    depth = file.per_level("transformer_layers_per_block", 1, levels)
+    depth = file.per_level("transformer_layers_per_block", 1, levels, layers)
     # diffusers' attention_head_dim is the number of heads, unless num_attention_heads gives that.
     heads_key = "attention_head_dim" if file.get("num_attention_heads") is None else "num_attention_heads"
-    heads = file.per_level(heads_key, 8, levels)
+    heads = file.per_level(heads_key, 8, levels, LARGEST_WIDTH)
     pooled, time_id_dim = None, UNetConfig.time_id_dim
     if file.get("addition_embed_type") == "text_time":
-        time_id_dim, width = file.get("addition_time_embed_dim"), file.get("projection_class_embeddings_input_dim")
-        if not _is_count(time_id_dim):
-            file.stop("addition_time_embed_dim", time_id_dim, "a whole number")
-        if not _is_count(width) or width <= 6 * time_id_dim:
+        time_id_dim = file.count("addition_time_embed_dim", None, LARGEST_WIDTH)
+        width = file.get("projection_class_embeddings_input_dim")
+        if not _is_whole(width) or width <= 6 * time_id_dim:
             file.stop("projection_class_embeddings_input_dim", width, f"more than six time ids, {6 * time_id_dim}")
         pooled = width - 6 * time_id_dim
-    resnets = file.same_everywhere("layers_per_block", 2, levels)
-    context_dim = file.same_everywhere("cross_attention_dim", 1280, levels)
+    resnets = file.same_everywhere("layers_per_block", 2, levels, layers)
+    context_dim = file.same_everywhere("cross_attention_dim", 1280, levels, LARGEST_WIDTH)
     return file.build(
         lambda: UNetConfig(
-            in_channels=file.get("in_channels", 4),
-            out_channels=file.get("out_channels", 4),
+            in_channels=file.count("in_channels", 4, LARGEST_WIDTH),
+            out_channels=file.count("out_channels", 4, LARGEST_WIDTH),
             channels=channels,
             resnets_per_level=resnets,
             transformer_depth=tuple(count if has else 0 for count, has in zip(depth, down, strict=True)),
@@ -195,13 +228,13 @@ def unet_config(path: pathlib.Path) -> UNetConfig:
             context_dim=context_dim,
             pooled_dim=pooled,
             time_id_dim=time_id_dim,
-            norm_groups=file.get("norm_num_groups", 32),
+            norm_groups=file.count("norm_num_groups", 32, LARGEST_WIDTH),
         )
     )
 
 
-def vae_config(path: pathlib.Path) -> VAEConfig:
-    """`vae/config.json` of diffusers."""
+def vae_config(path: pathlib.Path, tensors: int = MOST_TENSORS) -> VAEConfig:
+    """`vae/config.json` of diffusers, for weights of so many `tensors`; see `unet_config`."""
     file = _Settings(path)
     channels = file.channels((64,))
     file.hold_to(VAE_SUPPORTED)
@@ -209,37 +242,40 @@ def vae_config(path: pathlib.Path) -> VAEConfig:
         file.blocks(key, {kind: False}, [kind], len(channels))
     return file.build(
         lambda: VAEConfig(
-            latent_channels=file.get("latent_channels", 4),
+            latent_channels=file.count("latent_channels", 4, LARGEST_WIDTH // 2),
             channels=channels,
-            resnets_per_level=file.get("layers_per_block", 1),
-            norm_groups=file.get("norm_num_groups", 32),
-            scaling_factor=float(file.get("scaling_factor", 0.18215)),
+            resnets_per_level=file.count("layers_per_block", 1, _most_layers(tensors)),
+            norm_groups=file.count("norm_num_groups", 32, LARGEST_WIDTH),
+            scaling_factor=file.number("scaling_factor", 0.18215, 1e-6, 1e6),
         )
     )
 
 
-def text_encoder_config(path: pathlib.Path, *, output: str) -> TextEncoderConfig:
-    """`text_encoder/config.json` of transformers. SDXL takes the "penultimate" states, SD 2.1 the "final" ones."""
+def text_encoder_config(path: pathlib.Path, tensors: int = MOST_TENSORS, *, output: str) -> TextEncoderConfig:
+    """`text_encoder/config.json` of transformers, for weights of so many `tensors`; see `unet_config`.
+
+    SDXL takes the "penultimate" states, SD 2.1 the "final" ones.
+    """
     file = _Settings(path)
     file.hold_to(TEXT_SUPPORTED)
     names = file.get("architectures") or ["CLIPTextModel"]
     if not isinstance(names, list) or len(names) != 1 or names[0] not in TEXT_CLASSES:
         file.refuse("architectures", names, " or ".join(TEXT_CLASSES))
-    vocab_size = file.get("vocab_size", 49408)
-    end_token = file.get("eos_token_id", 49407)
+    vocab_size = file.count("vocab_size", 49408, LARGEST_VOCABULARY)
+    end_token = file.count("eos_token_id", 49407, LARGEST_VOCABULARY, least=0)
     if end_token == LEGACY_END_TOKEN:
         # Files of before transformers 4.30 have this wrong number; their end token is the last of the vocabulary.
         end_token = vocab_size - 1
     return file.build(
         lambda: TextEncoderConfig(
             vocab_size=vocab_size,
-            width=file.get("hidden_size", 512),
-            layers=file.get("num_hidden_layers", 12),
-            heads=file.get("num_attention_heads", 8),
-            mlp_width=file.get("intermediate_size", 2048),
-            positions=file.get("max_position_embeddings", 77),
+            width=file.count("hidden_size", 512, LARGEST_WIDTH),
+            layers=file.count("num_hidden_layers", 12, _most_layers(tensors)),
+            heads=file.count("num_attention_heads", 8, LARGEST_WIDTH),
+            mlp_width=file.count("intermediate_size", 2048, LARGEST_WIDTH),
+            positions=file.count("max_position_embeddings", 77, LARGEST_WIDTH),
             activation=file.get("hidden_act", "quick_gelu"),
-            projection=file.get("projection_dim", 512) if names == [TEXT_CLASSES[1]] else None,
+            projection=file.count("projection_dim", 512, LARGEST_WIDTH) if names == [TEXT_CLASSES[1]] else None,
             output=output,
             end_token=end_token,
         )
@@ -252,10 +288,10 @@ def schedule_config(path: pathlib.Path) -> ScheduleConfig:
     file.hold_to(SCHEDULE_SUPPORTED)
     return file.build(
         lambda: ScheduleConfig(
-            train_steps=file.get("num_train_timesteps", 1000),
-            beta_start=file.get("beta_start", 0.0001),
-            beta_end=file.get("beta_end", 0.02),
-            steps_offset=file.get("steps_offset", 0),
+            train_steps=file.count("num_train_timesteps", 1000, MOST_TRAIN_STEPS),
+            beta_start=file.number("beta_start", 0.0001, 0, 1),
+            beta_end=file.number("beta_end", 0.02, 0, 1),
+            steps_offset=file.count("steps_offset", 0, MOST_TRAIN_STEPS, least=0),
             prediction=file.get("prediction_type", "epsilon"),
         )
     )
@@ -267,5 +303,39 @@ def alignment_config(names: Sequence[str]) -> AlignmentConfig:
     return AlignmentConfig(layers=max(len(layers), 1))
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def lq_encoder_config(shapes: Mapping[str, tuple[int, ...]], vae: VAEConfig) -> EncoderConfig:
+    """The LQ encoder's sizes from the shapes of FaithDiff's tensors: it need not be the encoder of the VAE beside it.
+
+    Norm groups show in no shape: they are the VAE's where those divide the widths, else the published 32.
+
+    Args:
+        shapes: published name -> shape.
+        vae: the VAE; its encoder's sizes are the result where the tensors do not say what they are.
+    """
+    widths: dict[tuple[int, int], int] = {}
+    for name, shape in shapes.items():
+        if (match := _LQ_RESNET.fullmatch(name)) and len(shape) == 4:
+            widths[int(match[1]), int(match[2])] = shape[0]
+    levels = 1 + max((level for level, _ in widths), default=-1)
+    resnets = 1 + max((resnet for _, resnet in widths), default=-1)
+    if not widths or len(widths) != levels * resnets:
+        return vae.encoder
+    channels = tuple(widths[level, 0] for level in range(levels))
+    if (channels, resnets) == (vae.channels, vae.resnets_per_level):
+        return vae.encoder
+    fits = all(width % vae.norm_groups == 0 for width in channels)
+    return dataclasses.replace(
+        vae.encoder,
+        channels=channels,
+        resnets_per_level=resnets,
+        norm_groups=vae.norm_groups if fits else EncoderConfig.norm_groups,
+    )
+
+
+def _most_layers(tensors: int) -> int:
+    """How many layers so many tensors can make up: each layer of any of these models has eight or more."""
+    return max(1, min(MOST_LAYERS, tensors // 8))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

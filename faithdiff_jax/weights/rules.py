@@ -1,9 +1,18 @@
 """The rules of each model: one list apiece, published name first. What a rule means is said in `keymap`."""
 
-from faithdiff_jax.weights.keymap import CONV, EMBEDDING, FUSED_PROJECTION, LINEAR, LINEAR_WITHOUT_BIAS, NORM, Rule
+from faithdiff_jax.weights.keymap import (
+    CONV,
+    EMBEDDING,
+    FUSED_PROJECTION,
+    LINEAR,
+    LINEAR_WITHOUT_BIAS,
+    NORM,
+    Kind,
+    Rule,
+)
 
 
-def _same(kind, *names: str) -> list[Rule]:
+def _same(kind: Kind, *names: str) -> list[Rule]:
     return [Rule(name, name, kind) for name in names]
 
 

@@ -4,7 +4,6 @@ path -> open_tensors -> TensorSource: shapes, dtypes, get(name)
 """
 
 import abc
-import json
 import pathlib
 import pickle
 import re
@@ -17,9 +16,13 @@ import ml_dtypes
 import numpy as np
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.reading import read_json, require_file
 from faithdiff_jax.weights import safetensors_format
+from faithdiff_jax.weights.safetensors_format import shown
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.(safetensors|bin|pt|pth)")
+NAMED_AT_MOST = 20
 INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 
 # A mapped file is opened anew after this many bytes: what was read of it counts as memory of ours until then.
@@ -54,8 +57,7 @@ def open_tensors(path: pathlib.Path) -> TensorSource:
     Raises:
         InputError: the file is missing, damaged, of another kind, or needs torch where there is none.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    require_file(path, "weight file")
     if INDEX.search(path.name):
         return Shards(path)
     if path.suffix == ".safetensors":
@@ -112,12 +114,13 @@ class TorchFile(TensorSource):
 
     def get(self, name: str) -> np.ndarray:
         """See `TensorSource`."""
+        array: np.ndarray
         tensor = self._tensors[name]
         self._read += tensor.nbytes
         if tensor.dtype == self._torch.bfloat16:
             array = tensor.view(self._torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
         else:
-            array = tensor.numpy().copy()
+            array = np.array(tensor.numpy())
         if self._mapped and self._read > MAPPED_BYTES:
             del tensor
             self._tensors = {}
@@ -140,39 +143,43 @@ class TorchFile(TensorSource):
             raise InputError(f"{path}: not a file of torch.save, or a damaged one ({reason})") from None
         if not isinstance(state, dict):
             raise InputError(f"{path}: holds {type(state).__name__}, a state dict (names to tensors) is needed")
-        for name, tensor in state.items():
+        for key, tensor in state.items():
+            if not isinstance(key, str):
+                raise InputError(f"{path}: has the key {shown(repr(key))}, a state dict of names to tensors is needed")
+            name = shown(key)
             if not isinstance(tensor, self._torch.Tensor):
                 raise InputError(f"{path}: {name} is {type(tensor).__name__}, a state dict of tensors is needed")
             if tensor.layout != self._torch.strided or _dtype_name(tensor) not in _DTYPES_BY_NAME:
                 raise InputError(f"{path}: {name} is {tensor.dtype}, {tensor.layout}: must be a dense tensor of floats")
-        return {str(name): tensor.detach() for name, tensor in state.items()}
+        return {name: tensor.detach() for name, tensor in state.items()}
 
 
 class Shards(TensorSource):
     """The files that an index lists, as one source."""
 
     def __init__(self, index: pathlib.Path):
-        try:
-            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            by_file: dict[str, list[str]] = {}
-            for name, file in places.items():
-                by_file.setdefault(file, []).append(name)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{index}: not an index of weight files (no readable weight_map)") from None
-        outside = sorted(file for file in by_file if file != pathlib.PurePath(file).name)
+        data = read_json(index)
+        places = data.get("weight_map") if isinstance(data, dict) else None
+        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+            raise InputError(f"{index}: not an index of weight files (no weight_map of tensor names to file names)")
+        by_file: dict[str, list[str]] = {}
+        for name, file in places.items():
+            by_file.setdefault(file, []).append(name)
+        outside = sorted(shown(file) for file in by_file if not _SHARD.fullmatch(file))
         if outside:
-            raise InputError(f"{index}: lists {', '.join(outside)}: must be files beside it")
+            raise InputError(f"{index}: lists {', '.join(outside[:NAMED_AT_MOST])}: must be weight files beside it")
         self._sources: dict[str, TensorSource] = {}
         faults, parts = [], []
         for file, names in by_file.items():
             part = open_tensors(index.parent / file)
             parts.append(part)
             found = part.shapes()
-            faults += [f"{name} is not in {file}" for name in names if name not in found]
-            faults += [f"{name} in {file} is not in the index" for name in found if places.get(name) != file]
+            faults += [f"{shown(name)} is not in {file}" for name in names if name not in found]
+            faults += [f"{shown(name)} in {file} is not in the index" for name in found if places.get(name) != file]
             self._sources |= dict.fromkeys(names, part)
         if faults:
-            raise InputError(f"{index}: does not fit its files: {'; '.join(faults)}")
+            more = f" and {len(faults) - NAMED_AT_MOST} more" * (len(faults) > NAMED_AT_MOST)
+            raise InputError(f"{index}: does not fit its files: {'; '.join(faults[:NAMED_AT_MOST])}{more}")
         self.files = tuple(file for part in parts for file in part.files)
         self._parts = parts
 
@@ -205,7 +212,9 @@ class Renamed(TensorSource):
             if new is None:
                 continue
             if new in self._names:
-                raise InputError(f"{source.files[0]}: holds both {self._names[new]} and {old}, which are the same")
+                raise InputError(
+                    f"{source.files[0]}: holds both {shown(self._names[new])} and {shown(old)}, which are the same"
+                )
             self._names[new] = old
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

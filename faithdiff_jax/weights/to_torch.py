@@ -88,7 +88,7 @@ def _writer(output: pathlib.Path) -> Writer:
     except ImportError:
         raise InputError(f"{output}: a .bin needs PyTorch: pip install 'faithdiff-jax[torch]'") from None
 
-    def write(path: pathlib.Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, np.ndarray]]):
+    def write(path: pathlib.Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
         state = {}
         for name, array in tensors:
             if array.dtype == ml_dtypes.bfloat16:  # torch does not know NumPy's
