@@ -28,7 +28,7 @@ lint: $(VENV)/installed-test
 
 # The site, in build/docs/index.html: every page with code cells is run, and a warning is an error.
 docs: $(VENV)/installed-docs
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -E -j 2 -b html docs build/docs
 
 # What a release uploads, in dist/: the source and the wheel, checked, and the wheel tried in an environment of its own.
 dist: $(VENV)/installed-dist

@@ -2,15 +2,13 @@
 
     ```{room} inference      the public names of every module of a room, from their docstrings
     ```{command} restore     what `faithdiff restore --help` prints
-    ```{options}             every field of RestoreOptions: flag, default, range, meaning
+    ```{options}             every field of RestoreOptions: default, range, meaning
 
 Docstrings are plain text with names in backticks: what reStructuredText would read as markup in them is escaped.
 """
 
-import contextlib
 import dataclasses
 import importlib
-import io
 import os
 import pathlib
 import re
@@ -19,8 +17,11 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from faithdiff_jax.cli.main import COMMANDS
+
+Written = tuple[str | None, str | None]
 PACKAGE = pathlib.Path(__file__).parents[2] / "faithdiff_jax"
-MARKUP = re.compile(r"(`[^`]*`)|([*|\\]|_(?!\w))")
+MARKUP = re.compile(r"`([^`]+)`|([*|\\`]|_(?!\w))")
 
 
 class Room(SphinxDirective):
@@ -49,12 +50,12 @@ class Command(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """A block of plain text."""
-        command = importlib.import_module(f"faithdiff_jax.cli.{self.arguments[0]}")
-        columns, os.environ["COLUMNS"] = os.environ.get("COLUMNS", "80"), "100"
-        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
-            command.main(["--help"])
-        os.environ["COLUMNS"] = columns
-        text = re.sub(r"\A\s*usage: \S+", f"usage: faithdiff {self.arguments[0]}", printed.getvalue())
+        name = self.arguments[0]
+        parser = importlib.import_module(COMMANDS[name].module).build_parser()
+        parser.prog = f"faithdiff {name}"
+        columns, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), "100"
+        text = parser.format_help()
+        os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
         return [nodes.literal_block(text, text, language="text")]
 
 
@@ -65,12 +66,11 @@ class Options(SphinxDirective):
         """The table."""
         from faithdiff_jax import RestoreOptions
 
-        lines = ["| option | flag | default | range | meaning |", "|---|---|---|---|---|"]
+        lines = ["| option | default | range | meaning |", "|---|---|---|---|"]
         for field in dataclasses.fields(RestoreOptions):
             about = field.metadata["about"]
-            flag = about.flag or "--" + field.name.replace("_", "-")
             default = "none" if field.default is None else repr(field.default)
-            lines.append(f"| `{field.name}` | `{flag}` | `{default}` | {about.range} | {about.help} |")
+            lines.append(f"| `{field.name}` | `{default}` | {about.range} | {about.help} |")
         return self.parse_text_to_nodes("\n".join(lines))
 
 
@@ -84,7 +84,14 @@ def _paragraph(paragraph: str) -> str:
     flow = len(rows) > 1 and all("->" in row for row in rows)
     if flow or not rows or all(row.startswith("    ") for row in rows):
         return "::\n\n" + "\n".join(f"    {row}" for row in rows) if rows else ""
-    return MARKUP.sub(lambda match: match[1] or f"\\{match[2]}", paragraph)
+    # A literal may have letters on either side, as in "`Loader`s": the escaped blanks vanish.
+    return MARKUP.sub(lambda match: f"\\ ``{match[1]}``\\ " if match[1] else f"\\{match[2]}", paragraph)
+
+
+def short_types(app: Sphinx, what: str, name: str, target: object, options: object, *written: str | None) -> Written:
+    """Name JAX's array class in a signature as everybody does."""
+    signature, returned = (text and text.replace("jaxlib._jax.", "").replace("~", "") for text in written)
+    return signature, returned
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -92,4 +99,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     for directive in (Room, Command, Options):
         app.add_directive(directive.__name__.lower(), directive)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", short_types)
     return {"parallel_read_safe": True}
