@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import math
@@ -8,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage, stats
 from skimage import data
 
+from faithdiff_jax.config import from_dict
 from faithdiff_jax.data.degradation import config as settings
 from faithdiff_jax.data.degradation.degrade import (
     LEVELS,
@@ -25,6 +29,7 @@ from faithdiff_jax.data.degradation.degrade import (
     stages,
 )
 from faithdiff_jax.data.degradation.sensor_noise import _poisson_counts
+from faithdiff_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 DRAWS = 6000
@@ -339,6 +344,7 @@ def test_levels_grow_in_severity(photograph):
     assert errors["II"] * 1.2 < errors["III"]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -390,3 +396,26 @@ def test_faults_are_named(make, message):
         make()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+NUMBERS = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["1", "", "area"])
+VALUES = NUMBERS | st.lists(NUMBERS, max_size=3) | st.tuples(st.floats(0, 4), st.floats(0, 4))
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.given(data=st.data())
+def test_a_configuration_of_nonsense_is_refused_or_degrades(data):
+    stages = {field.name: getattr(PUBLISHED, field.name) for field in dataclasses.fields(PUBLISHED)}
+    stage = data.draw(st.sampled_from(sorted(stages)))
+    value = data.draw(VALUES)
+    if dataclasses.is_dataclass(stages[stage]):
+        value = {data.draw(st.sampled_from([field.name for field in dataclasses.fields(stages[stage])])): value}
+    try:
+        config = from_dict(DegradationConfig, {stage: value}, "data.yaml")
+    except InputError as error:
+        config, message = PUBLISHED, str(error)
+    else:
+        message = ""
+    assert "\n" not in message
+    side = 2 * config.scale
+    assert degrade(np.zeros((side, side, 3), np.uint8), np.random.default_rng(0), config).shape == (2, 2, 3)

@@ -1,5 +1,6 @@
 """Every kind of file that is read: it comes out as eight-bit RGB, what was done is said, and bad files are named."""
 
+import io
 import os
 import struct
 import warnings
@@ -8,8 +9,11 @@ import zlib
 import numpy as np
 import pytest
 import skimage.data
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from faithdiff_jax.data.decode import decode
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images as image_module
 from faithdiff_jax.files.images import MAX_PIXELS, load_image, save_image
@@ -260,3 +264,35 @@ def test_what_the_decoder_remarks_is_passed_on(tmp_path, photo, monkeypatch):
     save_image(tmp_path / "a.png", photo)
     monkeypatch.setattr(image_module, "_orientation", remark)
     assert "the decoder remarked: odd data" in load_image(tmp_path / "a.png").notes
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    """A small picture in every format that is written, and more."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8))
+    files = {}
+    for name in ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF"):
+        file = io.BytesIO()
+        picture.save(file, name)
+        files[name] = file.getvalue()
+    return files
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_damaged_file_is_a_picture_or_one_line(encoded, tmp_path_factory, data):
+    content = bytearray(encoded[data.draw(st.sampled_from(sorted(encoded)))])
+    changes = st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255))
+    for place, value in data.draw(st.lists(changes, min_size=1, max_size=6)):
+        content[place] = value
+    del content[data.draw(st.integers(1, len(content))) :]
+    path = tmp_path_factory.mktemp("damaged") / "a.png"
+    path.write_bytes(content)
+    for read in (lambda: load_image(path).rgb, lambda: decode(bytes(content), "a.png")):
+        try:
+            rgb, message = read(), ""
+        except InputError as error:
+            rgb, message = np.zeros((2, 2, 3), np.uint8), str(error)
+        assert "\n" not in message
+        assert rgb.dtype == np.uint8
+        assert rgb.ndim == 3

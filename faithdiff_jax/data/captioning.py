@@ -230,7 +230,7 @@ def _fill_template(processor: Any, prompt: str) -> str:
     """Put the prompt and the picture's place into the processor's chat template, or else into LLaVA-1.5's."""
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
     image = getattr(processor, "image_token", "<image>")
     if image not in processor.tokenizer.get_vocab():
         raise InputError(
@@ -251,16 +251,18 @@ def _greedy(published: Any, tokenizer: Any, max_tokens: int) -> Any:
 
 def _load(name: str, dtype: Any) -> tuple[Any, Any]:
     """Load model and processor; whatever goes wrong becomes one line."""
-    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+    import transformers
 
-    if not Path(name).is_dir() and (Path(name).exists() or name.count("/") != 1):
+    library: Any = transformers  # untyped in parts
+
+    if not os.path.isdir(name) and (os.path.exists(name) or name.count("/") != 1):
         raise InputError(f"{name}: no such folder (and a Hugging Face name is owner/name)")
     # The errors are those of four libraries, down to bare Exception for a file that cannot be parsed.
     try:
-        processor = AutoProcessor.from_pretrained(name)
+        processor = library.AutoProcessor.from_pretrained(name)
         # Left to choose, the library resizes with torchvision where it is installed, and captions would depend on that.
-        processor.image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        processor.image_processor = library.AutoImageProcessor.from_pretrained(name, backend="pil")
+        loaded = library.AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except Exception as error:
         raise InputError(f"{name}: the model cannot be loaded ({_first_line(error)})") from error
     if not hasattr(processor, "tokenizer"):

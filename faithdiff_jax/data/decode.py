@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from faithdiff_jax.errors import InputError
@@ -15,7 +16,7 @@ from faithdiff_jax.files.images import MAX_PIXELS
 _ORIENTATION_TAG = 0x0112
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
+def decode(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a whole picture: (H, W, 3) uint8 RGB, upright by its EXIF orientation.
 
     Deep channels come to 8 bits, gray and palettes to RGB; colours under transparent pixels are kept. Raises

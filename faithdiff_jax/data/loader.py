@@ -47,7 +47,7 @@ class DataConfig(SampleConfig):
     prefetch: int = 1
     bad_file_limit: float = 0.01
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.sources:
             check_weights(self.sources)

@@ -32,7 +32,7 @@ class SourceConfig:
     weight: float = 1.0
     shorter_side: tuple[int, int] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         folders = {"photos": self.photos, "pairs": self.pairs, "shards": self.shards}
         given = [f"{name}={folder}" for name, folder in folders.items() if folder is not None]
         if len(given) != 1:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from faithdiff_jax.data.degradation.degrade import DegradationConfig, degrade
@@ -30,6 +31,8 @@ def make_pairs(
     beside the image. A pair that is there already is left alone; LR is written last, so that it says the pair is
     complete. Returns one line for each image that could not be used; raises InputError if the folders cannot be made.
     """
+    if crop is not None and (crop < config.scale or crop % config.scale):
+        raise InputError(f"crop {crop}: must be a positive multiple of {config.scale}")
     _refuse_equal_names(images)
     try:
         for name in ("HR", "LR", "Caption"):
@@ -52,7 +55,7 @@ def image_generator(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng((seed, zlib.crc32(os.fsencode(name))))
 
 
-def crop_middle(image: np.ndarray, scale: int, crop: int | None) -> np.ndarray:
+def crop_middle(image: UInt8[np.ndarray, "h w 3"], scale: int, crop: int | None) -> UInt8[np.ndarray, "H W 3"]:
     """Cut the middle `crop` x `crop` of (H, W, 3), or without `crop` the most whose sides are multiples of `scale`.
 
     Raises InputError if the image is smaller than that.

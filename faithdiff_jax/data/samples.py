@@ -38,7 +38,7 @@ class SampleConfig:
     caption_dropout: float = 0.2
     degradation: DegradationConfig = DegradationConfig()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not is_whole(self.crop) or self.crop > LARGEST_CROP:
             raise ValueError(f"crop {self.crop!r:.60}: must be a whole number up to {LARGEST_CROP}")
         for scale in (PAIR_SCALE, self.degradation.scale):

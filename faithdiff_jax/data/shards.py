@@ -38,7 +38,7 @@ class Shard:
     captions: int
     bytes: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.file or self.file in (".", "..") or set("/\\\0") & {*self.file}:
             raise ValueError(f"file {self.file!r}: must be the name of a file beside the manifest")
         if not 0 <= self.captions <= self.records <= self.bytes <= _MOST:
@@ -63,7 +63,7 @@ class Manifest:
     fingerprint: str = ""
     """That of the inputs when the first shard was begun; "" in manifests from before it was kept."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r}: must be one of {', '.join(KINDS)}")
         for name in ("inputs", "inputs_per_shard"):

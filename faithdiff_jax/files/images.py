@@ -6,17 +6,21 @@ import warnings
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
+from jaxtyping import Float32, Shaped, UInt8
+from PIL import Image, UnidentifiedImageError
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.reading import require_file
 from faithdiff_jax.files.writing import replacing
 
 MIN_SIDE = 2  # a picture one pixel wide has no neighbours to restore from
 MIN_TARGET_SIDE = 8  # one latent pixel
 MAX_PIXELS = 2**27  # 134 million, of a file that is read: larger headers are taken for decompression bombs
-MAX_TARGET_PIXELS = 2**30  # of an upscaled picture: 3 GB of bytes, 12 GB as float32
+MAX_TARGET_PIXELS = 2**26  # 67 million, 8192 x 8192, of an upscaled picture: its float32 arrays take gigabytes
 
 _FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
@@ -46,21 +50,21 @@ class Picture:
     `notes` holds one short sentence for each thing that was done to the file's contents.
     """
 
-    rgb: np.ndarray
-    alpha: np.ndarray | None
+    rgb: UInt8[np.ndarray, "h w 3"]
+    alpha: UInt8[np.ndarray, "h w"] | None
     gray: bool
     icc_profile: bytes | None
     notes: tuple[str, ...]
 
 
-def load_image(path: str | os.PathLike) -> Picture:
+def load_image(path: str | os.PathLike[str]) -> Picture:
     """Read a JPEG, PNG, WebP or TIFF picture, or anything else Pillow opens; all of it is decoded.
 
     Raises InputError, one line that names the file, if it is missing, not a picture, damaged, larger than
     `MAX_PIXELS`, with a side under `MIN_SIDE` pixels, or stored in a way that does not map to eight bits.
     """
     path = Path(path)
-    _require_file(path)
+    require_file(path, "picture file")
     # Pillow reports what it shrugs off, such as odd EXIF data, as warnings: they become notes.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -90,7 +94,7 @@ def load_image(path: str | os.PathLike) -> Picture:
     return Picture(rgb, alpha, gray, profile, tuple(notes))
 
 
-def output_format(path: str | os.PathLike, *, alpha: bool = False) -> str:
+def output_format(path: str | os.PathLike[str], *, alpha: bool = False) -> str:
     """Pillow's name of the format a path's suffix asks for, so that a bad one is found before the work is done.
 
     Raises InputError for a suffix that is not written, and for JPEG where `alpha` must be stored.
@@ -105,10 +109,10 @@ def output_format(path: str | os.PathLike, *, alpha: bool = False) -> str:
 
 
 def save_image(
-    path: str | os.PathLike,
-    rgb: np.ndarray,
+    path: str | os.PathLike[str],
+    rgb: UInt8[np.ndarray, "h w 3"],
     *,
-    alpha: np.ndarray | None = None,
+    alpha: UInt8[np.ndarray, "h w"] | None = None,
     gray: bool = False,
     icc_profile: bytes | None = None,
 ) -> None:
@@ -148,64 +152,73 @@ def save_image(
         raise InputError(f"{path}: cannot be written ({_one_line(error)})") from error
 
 
-def to_float(image: np.ndarray) -> np.ndarray:
+def to_float(image: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """uint8 of any shape to float32 in [-1, 1]: 0 maps to -1 and 255 to 1."""
     if image.dtype != np.uint8:
         raise ValueError(f"image is {image.dtype}, it must be uint8")
     return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def to_uint8(image) -> np.ndarray:
+def to_uint8(image: npt.ArrayLike) -> UInt8[np.ndarray, "..."]:
     """Float array in [-1, 1] of any shape to uint8: clipped, then rounded to the nearest level.
 
-    Equal, bit for bit in float32, to the published `round(clip(x / 2 + 0.5, 0, 1) * 255)` (diffusers'
-    VaeImageProcessor.postprocess). Raises ValueError for NaN or infinity.
+    Matches the published `round(clip(x / 2 + 0.5, 0, 1) * 255)` bit for bit in float32 (diffusers'
+    VaeImageProcessor.postprocess).
+
+    Raises:
+        ValueError: NaN or infinity.
     """
-    image = np.asarray(image, np.float32)
-    if not np.isfinite(image).all():
+    values = np.asarray(image, np.float32)
+    if not np.isfinite(values).all():
         raise ValueError("image holds NaN or infinite values; compute in float32 or bfloat16 instead of float16")
-    return np.rint((np.clip(image, -1, 1) + np.float32(1)) * np.float32(127.5)).astype(np.uint8)
+    levels: np.ndarray = np.rint((np.clip(values, -1, 1) + np.float32(1)) * np.float32(127.5))
+    return levels.astype(np.uint8)
 
 
-def upscale(image: np.ndarray, scale: float) -> np.ndarray:
-    """Resize uint8 (H, W, 3) or (H, W) with Lanczos to sides of round(side * scale).
+def target_size(height: int, width: int, scale: float | np.floating[Any]) -> tuple[int, int]:
+    """Height and width after `upscale`: each side times the scale, rounded.
 
-    Raises InputError if the scale is not a finite number above 0, if a side would come out under `MIN_TARGET_SIDE`,
-    or the picture over `MAX_TARGET_PIXELS`.
+    Raises:
+        InputError: the scale is not a finite number above 0, a side would come out under `MIN_TARGET_SIDE`, or the
+            picture over `MAX_TARGET_PIXELS`.
     """
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale) or scale <= 0:
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale) or not scale > 0:
         raise InputError(f"scale {scale!r}: must be a finite number above 0")
-    height, width = image.shape[:2]
-    if height * scale * width * scale > MAX_TARGET_PIXELS:
-        raise InputError(f"scale {scale}: turns {width}x{height} into more than {MAX_TARGET_PIXELS:,} pixels")
+    # Before rounding: a float as large as 1e308 becomes a whole number of 309 digits, or none at all.
+    if not height * scale * width * scale <= MAX_TARGET_PIXELS:
+        largest = math.floor(math.sqrt(MAX_TARGET_PIXELS / (height * width)) * 100) / 100
+        limit = f"at most {MAX_TARGET_PIXELS:,}, a scale of {largest:g}"
+        raise InputError(f"scale {scale:g}: turns {width}x{height} into too many pixels, {limit}")
     target_height, target_width = round(height * scale), round(width * scale)
     if min(target_height, target_width) < MIN_TARGET_SIDE:
         sizes = f"{width}x{height} into {target_width}x{target_height}"
         raise InputError(f"scale {scale}: turns {sizes} pixels, each side must come to {MIN_TARGET_SIDE} or more")
-    resized = Image.fromarray(image).resize((target_width, target_height), Image.Resampling.LANCZOS)
-    return np.array(resized)
+    return target_height, target_width
 
 
-def pad_to_multiple(image: np.ndarray, multiple: int = 8) -> np.ndarray:
+def upscale(
+    image: UInt8[np.ndarray, "h w *channels"], scale: float | np.floating[Any]
+) -> UInt8[np.ndarray, "H W *channels"]:
+    """Resize uint8 (H, W, 3) or (H, W) with Lanczos to the sides of `target_size`.
+
+    Raises:
+        InputError: as `target_size`, before anything is allocated.
+    """
+    height, width = target_size(image.shape[0], image.shape[1], scale)
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def pad_to_multiple(image: Shaped[np.ndarray, "h w c"], multiple: int = 8) -> Shaped[np.ndarray, "H W c"]:
     """Repeat the last row and column of (H, W, C) until both sides are multiples of `multiple`."""
     height, width = image.shape[:2]
     return np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
 
 
-def crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def crop(image: Shaped[np.ndarray, "H W c"], height: int, width: int) -> Shaped[np.ndarray, "{height} {width} c"]:
     """The top left (height, width, C) of an (H, W, C) array, undoing `pad_to_multiple`; ValueError if it is larger."""
     if not (0 < height <= image.shape[0] and 0 < width <= image.shape[1]):
         raise ValueError(f"crop to {height}x{width} does not lie inside {image.shape[0]}x{image.shape[1]}")
     return image[:height, :width]
-
-
-def _require_file(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, name a picture file")
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if not path.is_file():
-        raise InputError(f"{path}: not a regular file")
 
 
 def _decode(path: Path) -> tuple[Image.Image, list[str], str]:
@@ -232,7 +245,7 @@ def _decode(path: Path) -> tuple[Image.Image, list[str], str]:
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: too large, at most {MAX_PIXELS:,} pixels are read") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InputError(f"{path}: not a picture that can be read, give a JPEG, PNG, WebP or TIFF file") from error
     except Exception as error:  # decoders meet damage with errors of every kind, and none of them is ours
         raise InputError(f"{path}: damaged or unreadable ({_one_line(error)}), give a complete picture") from error
@@ -258,12 +271,12 @@ def _stored_layout(image: Image.Image) -> str:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(_ORIENTATION_TAG, 1)
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # unreadable EXIF data is no reason to refuse a picture
         return 1
 
 
-def _from_bytes(image: Image.Image, stored: str, notes: list[str]):
+def _from_bytes(image: Image.Image, stored: str, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
     """RGB and alpha of a picture that Pillow holds with eight bits a channel."""
     if ";16" in stored:
         # Pillow keeps the high byte of each value, and a transparent colour of 16 bits then matches nothing.
@@ -279,7 +292,7 @@ def _from_bytes(image: Image.Image, stored: str, notes: list[str]):
     return np.array(image.convert("RGB")), None
 
 
-def _from_deep_gray(path: Path, image: Image.Image, notes: list[str]):
+def _from_deep_gray(path: Path, image: Image.Image, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
     """RGB and alpha of a one-channel picture of 16-bit or 32-bit integers, or of floats in [0, 1]."""
     values = np.array(image).astype(np.float64)
     if image.mode == "F":

@@ -1,20 +1,27 @@
 """CLIP tokenizers: captions to token ids."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.reading import require_file
 
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+LARGEST_TOKENIZER_FILE = 1 << 26  # bytes; CLIP's tokenizer.json has two million
+LARGEST_VOCABULARY = 1 << 20
+LONGEST_CAPTION = 1 << 16  # tokens
 
 
 class Tokenizers:
     """One CLIP tokenizer for each text encoder, in the order of the encoders."""
 
-    def __init__(self, tokenizers: Sequence):
+    def __init__(self, tokenizers: Sequence[Any]):
         if not tokenizers:
             raise ValueError("0 tokenizers, at least 1 is needed")
         self._tokenizers = tuple(tokenizers)
@@ -24,7 +31,7 @@ class Tokenizers:
         """Load from folders in the published format (`tokenizer/`, `tokenizer_2/`); a bad one raises InputError."""
         return cls([_load_tokenizer(Path(folder)) for folder in folders])
 
-    def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
+    def __call__(self, captions: Sequence[str]) -> list[Int32[np.ndarray, "captions length"]]:
         """Give the token ids of B captions: one (B, 77) int32 array a tokenizer.
 
         Each row is the start token, the caption, the end token and padding; a longer caption loses its tail and keeps
@@ -48,7 +55,7 @@ class Tokenizers:
         return targets
 
 
-def _token_ids(tokenizer, captions: list[str]) -> np.ndarray:
+def _token_ids(tokenizer: Any, captions: list[str]) -> Int32[np.ndarray, "captions length"]:
     length = tokenizer.model_max_length
     if not captions:
         return np.zeros((0, length), np.int32)
@@ -56,25 +63,49 @@ def _token_ids(tokenizer, captions: list[str]) -> np.ndarray:
     return np.asarray(encoded["input_ids"], np.int32)
 
 
-def _load_tokenizer(folder: Path):
+def _load_tokenizer(folder: Path) -> Any:
     """Load one tokenizer folder, checking first what the library would silently replace by an empty vocabulary."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such tokenizer folder")
-    if not any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
+    if not any(all(os.path.isfile(folder / name) for name in names) for names in TOKENIZER_FILES):
         raise InputError(f"{folder}: a tokenizer folder needs vocab.json and merges.txt, or tokenizer.json")
+    _check_files(folder)
     tokenizer_class = _clip_tokenizer_class()
     try:
         tokenizer = tokenizer_class.from_pretrained(str(folder), local_files_only=True)
+        ids = tokenizer.get_vocab().values()
+        fits = len(tokenizer) <= LARGEST_VOCABULARY and min(ids) >= 0 and max(ids) < LARGEST_VOCABULARY
     except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot parse
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{folder}: the tokenizer cannot be loaded ({reason})") from error
+    if not fits:
+        raise InputError(f"{folder}: token ids must be from 0 to {LARGEST_VOCABULARY - 1:,}")
     # Without a stated length the library assumes 1e30 tokens, and padding to it would exhaust the memory.
-    if tokenizer.model_max_length > 1_000_000:
-        raise InputError(f"{folder}: tokenizer_config.json states no model_max_length (77 for CLIP)")
+    length = tokenizer.model_max_length
+    if not isinstance(length, int) or not 2 <= length <= LONGEST_CAPTION:
+        raise InputError(f"{folder}: tokenizer_config.json states no model_max_length that can be used (77 for CLIP)")
     return tokenizer
 
 
-def _clip_tokenizer_class():
+def _check_files(folder: Path) -> None:
+    """Refuse what the library would read but should not: pipes, files too large, links to elsewhere.
+
+    A link within the model is fine, and so is one into the store of the Hugging Face cache that the model is part of.
+    """
+    here = Path(os.path.realpath(folder))
+    stores = [parent for parent in here.parents if parent.name.startswith("models--")]
+    roots = (here.parent, *stores[:1])
+    for name in sorted(os.listdir(folder)):
+        if not name.endswith((".json", ".txt")):
+            continue
+        path = folder / name
+        if require_file(path) > LARGEST_TOKENIZER_FILE:
+            raise InputError(f"{path}: too large for a tokenizer's file, at most {LARGEST_TOKENIZER_FILE:,} bytes")
+        if not any(Path(os.path.realpath(path)).is_relative_to(root) for root in roots):
+            raise InputError(f"{path}: is a link to a file outside the model, copy the file here instead")
+
+
+def _clip_tokenizer_class() -> Any:
     """Import the tokenizer late (it takes seconds), without the notice that models need PyTorch: ours do not."""
 
     def is_wanted(record: logging.LogRecord) -> bool:

@@ -25,7 +25,7 @@ class FamilyProbabilities:
     plateau_iso: float = 0.12
     plateau_aniso: float = 0.03
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_distribution(self, *asdict(self))
 
 
@@ -50,7 +50,7 @@ class BlurConfig:
     sinc_omega_large: Range = (math.pi / 5, math.pi)
     sinc_large_from: int = 13
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_probability(self, "probability", "sinc_probability")
         _check_sizes(self, "sizes")
         check_whole(self, sinc_large_from=(0, LARGEST_KERNEL + 1))
@@ -71,7 +71,7 @@ class ResizeConfig:
     keep: float
     scale: Range
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_distribution(self, "up", "down", "keep")
         check_range(self, "scale", 1e-2, 16, around_one=True)
 
@@ -89,7 +89,7 @@ class NoiseConfig:
     poisson_scale: Range
     gray_probability: float = 0.4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_probability(self, "probability", "gaussian_probability", "gray_probability")
         check_range(self, "gaussian_sigma", 0, 255)
         check_range(self, "poisson_scale", 0, 100)
@@ -102,7 +102,7 @@ class JpegConfig:
     probability: float = 1.0
     quality: tuple[int, int]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_probability(self, "probability")
         check_range(self, "quality", 1, 100, whole=True)
 
@@ -115,7 +115,7 @@ class FinalSincConfig:
     sizes: tuple[int, int] = (7, 21)
     omega: Range = (math.pi / 3, math.pi)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_probability(self, "probability")
         _check_sizes(self, "sizes")
         check_range(self, "omega", 1e-3, math.pi)
@@ -154,7 +154,7 @@ class DegradationConfig:
     final_sinc: FinalSincConfig = field(default_factory=FinalSincConfig)
     jpeg_last_probability: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_whole(self, scale=(1, 16))
         modes = self.resize_modes
         if not isinstance(modes, (tuple, list)) or not modes or any(mode not in RESIZE_MODES for mode in modes):

@@ -7,13 +7,14 @@ other vector instructions, a pixel can round differently.
 A process that shares its cores with other workers, or was forked, calls `cv2.setNumThreads(0)` first.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import ClassVar
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 
 from faithdiff_jax.data.degradation import kernels
 from faithdiff_jax.data.degradation.config import (
@@ -132,7 +133,7 @@ def draw(
     )
 
 
-def apply(image: np.ndarray, parameters: DegradationParameters) -> np.ndarray:
+def apply(image: UInt8[np.ndarray, "h w 3"], parameters: DegradationParameters) -> UInt8[np.ndarray, "H W 3"]:
     """Degrade an image as drawn: (H, W, 3) uint8 RGB to (H/scale, W/scale, 3) uint8.
 
     A pure function of its arguments. Raises ValueError for another dtype or for a shape that is not the drawn one.
@@ -147,7 +148,9 @@ def apply(image: np.ndarray, parameters: DegradationParameters) -> np.ndarray:
     return to_uint8(result)
 
 
-def degrade(image: np.ndarray, rng: np.random.Generator, config: DegradationConfig = PUBLISHED) -> np.ndarray:
+def degrade(
+    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, config: DegradationConfig = PUBLISHED
+) -> UInt8[np.ndarray, "H W 3"]:
     """Degrade an image at random: (H, W, 3) uint8 RGB to (H/scale, W/scale, 3) uint8.
 
     A pure function of the image and the generator's state. Raises ValueError as `draw` and `apply` do.
@@ -252,7 +255,7 @@ def _uniform_around_one(rng: np.random.Generator, limits: tuple[float, float]) -
     return _uniform(rng, (limits[0], 1.0) if _happens(rng, 0.5) else (1.0, limits[1]))
 
 
-def _pick(rng: np.random.Generator, names: tuple[str, ...], probabilities=None) -> str:
+def _pick(rng: np.random.Generator, names: tuple[str, ...], probabilities: Sequence[float] | None = None) -> str:
     if probabilities is None:
         return names[int(rng.integers(len(names)))]
     # The last sum can be just below one: that number belongs to the last name that can be drawn.

@@ -5,12 +5,13 @@ pixels from the centre, x to the right and y down. An isotropic kernel is the on
 """
 
 import numpy as np
+from jaxtyping import Float64
 from scipy.special import j1
 
 FAMILIES = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
 
 
-def gaussian(size: int, sigma_x: float, sigma_y: float, theta: float = 0.0) -> np.ndarray:
+def gaussian(size: int, sigma_x: float, sigma_y: float, theta: float = 0.0) -> Float64[np.ndarray, "size size"]:
     """Gaussian `exp(-q / 2)` with `q = v^T S^-1 v`, `S = R(theta) diag(sigma_x^2, sigma_y^2) R(theta)^T`.
 
     Returns (size, size). `sigma_x` and `sigma_y` are standard deviations in pixels along the kernel's own axes,
@@ -21,7 +22,9 @@ def gaussian(size: int, sigma_x: float, sigma_y: float, theta: float = 0.0) -> n
     return _normalised(np.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, theta)))
 
 
-def generalized_gaussian(size: int, sigma_x: float, sigma_y: float, theta: float, beta: float) -> np.ndarray:
+def generalized_gaussian(
+    size: int, sigma_x: float, sigma_y: float, theta: float, beta: float
+) -> Float64[np.ndarray, "size size"]:
     """Generalised Gaussian `exp(-q^beta / 2)`: beta 1 is the Gaussian, below it a sharper peak, above it a flatter one.
 
     Returns (size, size); `q`, units and errors as in `gaussian`, and ValueError unless beta is positive.
@@ -32,7 +35,7 @@ def generalized_gaussian(size: int, sigma_x: float, sigma_y: float, theta: float
     return _normalised(np.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, theta) ** _positive("beta", beta)))
 
 
-def plateau(size: int, sigma_x: float, sigma_y: float, theta: float, beta: float) -> np.ndarray:
+def plateau(size: int, sigma_x: float, sigma_y: float, theta: float, beta: float) -> Float64[np.ndarray, "size size"]:
     """Plateau-shaped kernel `1 / (1 + q^beta)`: flat in the middle, falling off faster with a larger beta.
 
     Returns (size, size); `q`, units and errors as in `generalized_gaussian`.
@@ -42,7 +45,7 @@ def plateau(size: int, sigma_x: float, sigma_y: float, theta: float, beta: float
     return _normalised(1.0 / (1.0 + _squared_distance(size, sigma_x, sigma_y, theta) ** _positive("beta", beta)))
 
 
-def sinc(size: int, omega: float) -> np.ndarray:
+def sinc(size: int, omega: float) -> Float64[np.ndarray, "size size"]:
     """Two-dimensional ideal low-pass `omega J1(omega r) / (2 pi r)`, which rings at edges; `omega^2 / 4 pi` at r = 0.
 
     Returns (size, size). `omega` is the cut-off in radians a pixel, 0 < omega <= pi; J1 is the Bessel function of
@@ -64,7 +67,7 @@ def sinc(size: int, omega: float) -> np.ndarray:
 
 def family_kernel(
     family: str, size: int, sigma_x: float, sigma_y: float, theta: float, beta: float | None
-) -> np.ndarray:
+) -> Float64[np.ndarray, "size size"]:
     """Build the kernel of a family named in FAMILIES; `beta` is None for the two Gaussians.
 
     Returns (size, size). Raises ValueError for another name, for a missing beta, and as the family itself does.
@@ -79,7 +82,7 @@ def family_kernel(
     return shape(size, sigma_x, sigma_y, theta, beta)
 
 
-def trim(kernel: np.ndarray, tolerance: float = 1e-7) -> np.ndarray:
+def trim(kernel: Float64[np.ndarray, "size size"], tolerance: float = 1e-7) -> Float64[np.ndarray, "trimmed trimmed"]:
     """Drop what is too small to matter: single values, which become zero, and then the rim, ring by ring.
 
     Takes and returns a square of odd size, still centred and not rescaled. The values dropped, and again the rings,
@@ -110,7 +113,8 @@ def _squared_distance(size: int, sigma_x: float, sigma_y: float, theta: float) -
     x, y = _coordinates(size)
     along = (np.cos(theta) * x + np.sin(theta) * y) / _positive("sigma_x", sigma_x)
     across = (np.cos(theta) * y - np.sin(theta) * x) / _positive("sigma_y", sigma_y)
-    return along**2 + across**2
+    squared: np.ndarray = along**2 + across**2
+    return squared
 
 
 def _positive(name: str, value: float) -> float:
@@ -120,4 +124,5 @@ def _positive(name: str, value: float) -> float:
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:
-    return values / values.sum()
+    kernel: np.ndarray = values / values.sum()
+    return kernel

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, UInt8
 from scipy.special import ndtri, pdtr
 
 # The guide's 256 * 2^11 numbers of two bytes fit a core's cache; with fewer, more pixels would need the slower search.
@@ -17,7 +18,9 @@ _CELLS = 1 << _CELL_BITS
 _NORMAL_STEPS = 1 << 16
 
 
-def gaussian_noise(image: np.ndarray, sigma: float, gray: bool, rng: np.random.Generator) -> np.ndarray:
+def gaussian_noise(
+    image: Float32[np.ndarray, "h w 3"], sigma: float, gray: bool, rng: np.random.Generator
+) -> Float32[np.ndarray, "h w 3"]:
     """Draw Gaussian noise for an (H, W, 3) image: (H, W, 3) float32, the same in all channels if `gray`.
 
     `sigma` is the standard deviation in grey levels of 255. The distribution is the normal one in 65,536 equally
@@ -27,7 +30,9 @@ def gaussian_noise(image: np.ndarray, sigma: float, gray: bool, rng: np.random.G
     return _in_all_channels((_normal_quantiles() * np.float32(sigma)).take(steps))
 
 
-def poisson_noise(image: np.ndarray, scale: float, gray: bool, rng: np.random.Generator) -> np.ndarray:
+def poisson_noise(
+    image: Float32[np.ndarray, "h w 3"], scale: float, gray: bool, rng: np.random.Generator
+) -> Float32[np.ndarray, "h w 3"]:
     """Draw shot noise for an (H, W, 3) float32 image: (H, W, 3), drawn from its luma for all channels if `gray`.
 
     With the image rounded to 8 bits, p in [0, 1], and V the number of its distinct levels rounded up to a power of
@@ -44,7 +49,7 @@ def poisson_noise(image: np.ndarray, scale: float, gray: bool, rng: np.random.Ge
     return _in_all_channels(noise)
 
 
-def to_uint8(image: np.ndarray) -> np.ndarray:
+def to_uint8(image: Float32[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
     """Round (half to even) and clamp a float32 image (H, W, C) in 0..255 to uint8; the shape stays."""
     # One saturating pass of OpenCV does what NumPy needs three for, and drops a single channel's axis.
     return cv2.add(image, np.zeros(4), dtype=cv2.CV_8U).reshape(image.shape)
@@ -63,7 +68,8 @@ def _distinct_levels(levels: np.ndarray) -> int:
 @lru_cache(maxsize=1)
 def _normal_quantiles() -> np.ndarray:
     """Tabulate the standard normal distribution: the middles of 65,536 equally likely steps, float32."""
-    return ndtri((np.arange(_NORMAL_STEPS) + 0.5) / _NORMAL_STEPS).astype(np.float32)
+    quantiles: np.ndarray = ndtri((np.arange(_NORMAL_STEPS) + 0.5) / _NORMAL_STEPS)
+    return quantiles.astype(np.float32)
 
 
 def _poisson_counts(levels: np.ndarray, values: int, rng: np.random.Generator) -> np.ndarray:
