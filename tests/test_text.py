@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import END, START, TOKENIZER_VOCAB_SIZE, write_tokenizer
 
 from faithdiff_jax.errors import InputError
@@ -212,3 +214,42 @@ def test_works_and_is_silent_without_torch(folders):
     environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "513\n", "")
+
+
+def test_a_link_out_of_the_model_is_refused(tmp_path):
+    folder = write_tokenizer(tmp_path / "model" / "tokenizer")
+    for target, message in ((tmp_path / "secret", "outside the model"), (Path("/dev/null"), "not a regular file")):
+        (tmp_path / "secret").write_text("{}")
+        (folder / "special_tokens_map.json").unlink(missing_ok=True)
+        (folder / "special_tokens_map.json").symlink_to(target)
+        with pytest.raises(InputError, match=rf"special_tokens_map\.json: .*{message}"):
+            Tokenizers.load([folder])
+
+
+def test_a_link_into_the_cache_of_the_hub_is_followed(tmp_path):
+    folder = write_tokenizer(tmp_path / "models--a--b" / "snapshots" / "1" / "tokenizer")
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    (folder / "merges.txt").rename(tmp_path / "models--a--b" / "blobs" / "0123")
+    (folder / "merges.txt").symlink_to(tmp_path / "models--a--b" / "blobs" / "0123")
+    assert Tokenizers.load([folder])(["the cat"])[0].shape == (1, LENGTH)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_damaged_tokenizer_is_loaded_or_refused_in_one_line(data, tmp_path_factory):
+    folder = write_tokenizer(tmp_path_factory.mktemp("damaged") / "tokenizer")
+    path = folder / data.draw(st.sampled_from(sorted(path.name for path in folder.iterdir())))
+    content = bytearray(path.read_bytes())
+    values = st.sampled_from(b'{}[],:"0129-e\\ \xff')
+    for place, value in data.draw(
+        st.lists(st.tuples(st.integers(0, len(content) - 1), values), min_size=1, max_size=4)
+    ):
+        content[place] = value
+    path.write_bytes(content)
+    try:
+        Tokenizers.load([folder])
+    except InputError as error:
+        message = str(error)
+    else:
+        message = ""
+    assert "\n" not in message

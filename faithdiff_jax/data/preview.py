@@ -31,6 +31,7 @@ SHEET_WIDTH = 1700  # pixels that a row of pairs may take, if more than one is i
 TEXT_SIZE = 14
 LINE = 19  # pixels from one line of text to the next
 MARGIN, GAP = 24, 6
+MAX_SHEET_PIXELS = 2**26
 SMALLEST_SIDE = 224  # of a picture on the sheet, so that text fits under it
 MAX_CAPTION_LINES = 3
 PAPER, INK, FAINT, BLUE = (248, 247, 244), (34, 34, 34), (110, 108, 102), (26, 74, 128)
@@ -86,8 +87,19 @@ def sample_pairs(
 
     With fewer photographs than `count`, they come again with other draws. The middle `crop` x `crop` is taken; a
     smaller photograph is continued by its mirror image, as in training. What a pair looks like depends on the seed, its
-    place and the photograph only. Raises InputError if no photograph can be used.
+    place and the photograph only.
+
+    Raises:
+        InputError: no photograph can be used, or the sheet would have more than `MAX_SHEET_PIXELS`.
     """
+    if crop < config.scale or crop % config.scale:
+        raise InputError(f"crop {crop}: must be a positive multiple of {config.scale}")
+    pixels = count * 2 * max(crop, SMALLEST_SIDE) ** 2
+    if pixels > MAX_SHEET_PIXELS:
+        raise InputError(
+            f"crop {crop} with count {count}: makes a sheet of {pixels / 1e6:,.0f} million pixels, "
+            f"at most {MAX_SHEET_PIXELS / 1e6:,.0f} million are drawn"
+        )
     photographs: list[tuple[str, np.ndarray, str]] = []
     faults = []
     for index in np.random.default_rng(seed).permutation(len(source)):
