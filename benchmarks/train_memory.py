@@ -25,11 +25,12 @@ from faithdiff_jax.config import from_dict, load
 from faithdiff_jax.models.attention import trace_for
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.sharding import batch_sharding
+from faithdiff_jax.training.batch import abstract_batch, check_batch
 from faithdiff_jax.training.config import load_train_config
 from faithdiff_jax.training.groups import assign_groups
-from faithdiff_jax.training.loop import abstract_batch, step_flops
+from faithdiff_jax.training.loop import step_flops
 from faithdiff_jax.training.parameters import model_shapes, trained_shapes
-from faithdiff_jax.training.step import TrainStep, check_batch
+from faithdiff_jax.training.step import TrainStep
 
 # Name -> topology, chips, GiB of memory each. One chip of a v5p stands for an 80 GB GPU: it has 95 GB.
 CHIPS = {

@@ -1,38 +1,121 @@
-"""Configuration: frozen dataclasses, read from YAML with `key=value` overrides. Unknown keys are errors."""
+"""Configuration: frozen dataclasses, read from YAML with `key=value` overrides, each value checked by name.
+
+    YAML text --limits--> nested mappings --overrides, types, ranges--> a frozen dataclass
+
+A field is annotated with bool, int, float, str, `Literal`, a config dataclass, `tuple[...]`, `Mapping[str, ...]` or
+`Any`, or one of these `| None`. Unknown keys and wrong types are errors; ranges are each config's own (`check_ranges`).
+"""
 
 import dataclasses
 import difflib
+import math
 import os
 import pathlib
+import re
+import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import dacite
 import yaml
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.reading import read_text
 
 Config = TypeVar("Config")
+
+# Far above any configuration, and read within seconds.
+TEXT_LIMIT = 1 << 17  # bytes
+DEPTH_LIMIT = 32  # of lists and mappings in one another
+SIZE_LIMIT = 20_000  # values, each counted as often as an alias repeats it
+LARGEST_WHOLE = 2**63
+SHOWN_AT_MOST = 60
+
 
 _PACKAGE = pathlib.Path(__file__).parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 """The configurations that come with the package: inside it where it is installed, beside it in the repository."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high` that a field may have; NaN is in none.
+
+    `above` leaves out `low` itself and `below` leaves out `high`; `whole` takes integers only; `optional` takes None.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+    whole: bool = False
+    optional: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if value is None:
+            return self.optional
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            return False
+        # Comparisons with NaN are false: only what is known to be inside passes.
+        inside_low = self.low < value if self.above else self.low <= value
+        return inside_low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        kind = "a whole number " if self.whole else ""
+        low, high = (_digits(limit) for limit in (self.low, self.high))
+        if self.above or self.below:
+            text = f"{'above' if self.above else 'at least'} {low} and {'below' if self.below else 'at most'} {high}"
+        else:
+            text = f"from {low} to {high}"
+        return f"must be {kind}{text}{', or null' * self.optional}"
+
+
+def check_ranges(config: object, **ranges: Range) -> None:
+    """Compare fields of a config with their ranges, in `__post_init__`.
+
+    Raises:
+        InputError: a field is outside, with its value and the range.
+    """
+    for name, allowed in ranges.items():
+        value = getattr(config, name)
+        if value not in allowed:
+            raise InputError(f"{name} is {shown(value)}: {allowed}")
+
+
+def check_choice(config: object, name: str, choices: Sequence[str]) -> None:
+    """See that a field is one of a few words.
+
+    Raises:
+        InputError: it is not.
+    """
+    value = getattr(config, name)
+    if value not in choices:
+        raise InputError(f"{name} is {shown(value)}: must be one of {', '.join(choices)}")
+
+
+def shown(value: object) -> str:
+    """A value as a message has it: on one line, and short however long it is."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # integers of thousands of digits, lists a thousand deep
+        return f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN_AT_MOST else f"{text[:SHOWN_AT_MOST]}..."
+
+
 def from_dict(cls: type[Config], data: Mapping[str, Any], source: str) -> Config:
     """Build a config dataclass from nested mappings.
 
+    What a nested mapping leaves out is the default of its field, not of the field's class.
+
     Raises:
-        InputError: an unknown key, a wrong type or a value its config refuses, with `source` named.
+        InputError: an unknown key, a wrong type or a value its config refuses, with `source` and the key's full name.
     """
-    _check_keys(cls, data, source)
+    _check_size(data, source)
     try:
-        # YAML writes 1 for 1.0, and lists for tuples.
-        complete = _tuples(_over_defaults(cls, data))
-        return dacite.from_dict(cls, complete, dacite.Config(strict=True, type_hooks={float: _number}))
-    except (dacite.DaciteError, ValueError, TypeError) as error:
-        raise InputError(f"{source}: {error}") from None
+        config: Config = _build(cls, data, "", None)
+    except _Fault as fault:
+        raise InputError(f"{source}: {fault}") from None
+    return config
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -41,14 +124,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def load_yaml(path: pathlib.Path | str) -> dict[str, Any]:
-    """Read a YAML mapping; a missing, unreadable or other file is an InputError that names it."""
-    path = pathlib.Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    """Read a YAML mapping.
+
+    Raises:
+        InputError: a missing, unreadable, too large or too deeply nested file, or one of something else.
+    """
+    data = _parse(read_text(path, TEXT_LIMIT, "YAML file"), str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path}: holds {type(data).__name__}, a mapping of keys to values is needed")
     return data
@@ -80,73 +161,207 @@ def config_names() -> list[str]:
 
 
 def load(cls: type[Config], path: pathlib.Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file and apply `a.b=value` overrides, whose values are YAML."""
+    """Read a config file and apply `a.b=value` overrides, whose values are YAML; errors as the three have them."""
     return from_dict(cls, override(load_yaml(path), overrides), str(path))
 
 
-def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `data` with each `a.b=value` put in; keys are checked when the config is built."""
-    data = _plain(data)
+def override(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `data` with each `a.b=value` put in; keys are checked when the config is built.
+
+    Raises:
+        InputError: not key=value, a value that is not YAML, or a key below another one's value.
+    """
+    _check_size(data, "config")
+    changed: dict[str, Any] = _plain(dict(data))
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise InputError(f"override {text!r}: must be key=value, such as alignment.mixing=batch")
+            raise InputError(f"override {shown(text)}: must be key=value, such as alignment.mixing=batch")
         *parents, name = key.split(".")
-        node = data
+        if len(parents) >= DEPTH_LIMIT:
+            raise InputError(f"override {shown(text)}: a key has at most {DEPTH_LIMIT} names")
+        node = changed
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise InputError(f"override {text!r}: {parent} holds a value, not keys")
-        try:
-            node[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"override {text!r}: {value!r} is not a YAML value") from None
-    return data
+                raise InputError(f"override {shown(text)}: {parent} holds a value, not keys")
+        if len(value) > TEXT_LIMIT:
+            raise InputError(f"override {shown(text)}: at most {TEXT_LIMIT:,} characters are read")
+        node[name] = _parse(value, f"override {shown(text)}: {shown(value)}")
+    return changed
 
 
-def _check_keys(cls: Any, data: Any, source: str, prefix: str = "") -> None:
-    if isinstance(data, (list, tuple)):
-        for i, item in enumerate(data):
-            _check_keys(cls, item, source, f"{prefix[:-1]}[{i}].")
-    if not isinstance(data, Mapping) or not dataclasses.is_dataclass(cls):
-        return
-    hints = typing.get_type_hints(cls)
+def merged(base: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` put over `base`, mapping by mapping; any other value is replaced as a whole."""
+    result = dict(base)
     for key, value in data.items():
-        if key not in hints:
-            raise InputError(f"{source}: unknown key {prefix}{key} (known there: {', '.join(hints)})")
-        if typing.get_origin(hints[key]) is tuple and not isinstance(value, (list, tuple)):
-            raise InputError(f"{source}: {prefix}{key} is {value!r}: must be a list")
-        inner = [hint for hint in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(hint)]
-        named = typing.get_origin(hints[key]) is Mapping and isinstance(value, Mapping)
-        for name, item in value.items() if inner and named else [("", value)] if inner else ():
-            _check_keys(inner[0], item, source, f"{prefix}{key}.{name}{'.' if name else ''}")
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return result
 
 
-def _over_defaults(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Put `data` over the defaults of `cls`: what a nested key leaves out is the field's default, not its class's."""
-    merged = dict(data)
-    for field in dataclasses.fields(cls):
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        if dataclasses.is_dataclass(default) and isinstance(data.get(field.name), Mapping):
-            given = _over_defaults(type(default), data[field.name])
-            merged[field.name] = {key.name: getattr(default, key.name) for key in dataclasses.fields(default)} | given
-    return merged
+class _Fault(Exception):
+    """What is wrong with a value: the message begins with the key's full name."""
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+def _build(hint: Any, value: Any, name: str, default: Any) -> Any:
+    """The value as a field of this type has it; `name` is its full key, `default` what its own keys fall back to."""
+    if hint is Any:
+        return value
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return _build(inner, value, name, default)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise _Fault(f"{name} is {shown(value)}: must be one of {', '.join(map(str, arguments))}")
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _build_config(hint, value, name, default)
+    if origin is tuple:
+        return _build_tuple(arguments, value, name)
+    if origin is not None and issubclass(origin, Mapping):
+        return {key: _build(arguments[1], item, f"{name}.{key}", None) for key, item in _keys(value, name)}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_WHOLE:
+        return float(value)  # YAML writes 1 for 1.0
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise _Fault(f"{name} is {shown(value)}: must be {_TYPES[hint]}")
+    return value
 
 
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _build_config(cls: type, value: Any, name: str, default: Any) -> Any:
+    if isinstance(value, cls):
+        return value
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    arguments = {} if default is None else {key: getattr(default, key) for key in fields}
+    for key, item in _keys(value, name or "it"):
+        if key not in fields:
+            unknown = _inside(name, key if isinstance(key, str) and key.isprintable() else shown(key))
+            raise _Fault(f"unknown key {unknown[:SHOWN_AT_MOST]} (known there: {', '.join(fields)})")
+        inner = arguments.get(key, _default(fields[key]))
+        arguments[key] = _build(hints[key], item, _inside(name, key), inner if _is_config(inner) else None)
+    missing = [key for key, field in fields.items() if key not in arguments and _default(field) is dataclasses.MISSING]
+    if missing:
+        raise _Fault(f"{_inside(name, missing[0])} is missing")
+    try:
+        return cls(**arguments)
+    except (ValueError, TypeError, OverflowError) as error:
+        text = " ".join(str(error).split())
+        named = text.split(" ")[0].split(".")[0] in fields
+        raise _Fault(text if not name else f"{name}.{text}" if named else f"{name}: {text}") from None
+
+
+def _build_tuple(arguments: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _Fault(f"{name} is {shown(value)}: must be a list")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        arguments = arguments[:1] * len(value)
+    if len(value) != len(arguments):
+        raise _Fault(f"{name} is {shown(value)}: must be a list of {len(arguments)}")
+    pairs = enumerate(zip(arguments, value, strict=True))
+    return tuple(_build(argument, item, f"{name}[{i}]", None) for i, (argument, item) in pairs)
+
+
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _keys(value: Any, name: str) -> Iterator[tuple[Any, Any]]:
+    if not isinstance(value, Mapping):
+        raise _Fault(f"{name} is {shown(value)}: must be a mapping of keys to values")
+    yield from value.items()
+
+
+def _inside(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _is_config(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _digits(limit: float) -> str:
+    return str(int(limit)) if math.isfinite(limit) and limit == int(limit) and abs(limit) < 1e15 else f"{limit:g}"
 
 
 def _plain(value: Any) -> Any:
-    """Tuples to lists all the way down, as YAML has them."""
-    if isinstance(value, dict):
+    """Tuples to lists and mappings to dicts all the way down, as YAML has them."""
+    if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check_size(data: Any, source: str) -> None:
+    """Refuse what is nested too deep or too large to go through, cycles among it."""
+    nodes, count = [(data, 1)], 0
+    while nodes:
+        node, depth = nodes.pop()
+        count += 1
+        if depth > DEPTH_LIMIT:
+            raise InputError(f"{source}: nested too deep, at most {DEPTH_LIMIT} lists and mappings in one another")
+        if count > SIZE_LIMIT:
+            raise InputError(f"{source}: more than {SIZE_LIMIT:,} values")
+        if isinstance(node, Mapping):
+            nodes += [(item, depth + 1) for item in node.values()]
+        elif isinstance(node, (list, tuple)):
+            nodes += [(item, depth + 1) for item in node]
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        reason = re.sub(r' in "<unicode string>",', "", " ".join(str(error).split()))
+        raise InputError(f"{name} is not YAML ({reason[:200]})") from None
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
+        # Dates such as 2024-13-45, numbers of thousands of digits, a tag without its value.
+        raise InputError(f"{name}: has a value that cannot be used ({shown(str(error))[1:-1]})") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML within limits: aliases count as often as they repeat, and a key stands in a mapping once."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._depth = 0
+        self._sizes: dict[int, tuple[int, int]] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node of the document, whose size and depth are known once its children are."""
+        if self._depth >= DEPTH_LIMIT:
+            raise yaml.YAMLError(f"nested too deep, at most {DEPTH_LIMIT} lists and mappings in one another")
+        is_alias = self.check_event(yaml.AliasEvent)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if is_alias:
+            if id(node) not in self._sizes:
+                raise yaml.YAMLError("an alias inside of what it stands for")
+            return node
+        children = []
+        if isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+            self._check_keys(node)
+        sizes = [self._sizes[id(child)] for child in children]
+        size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
+        if size > SIZE_LIMIT or depth > DEPTH_LIMIT:
+            raise yaml.YAMLError(f"more than {SIZE_LIMIT:,} values, or more than {DEPTH_LIMIT} levels, by its aliases")
+        self._sizes[id(node)] = size, depth
+        return node
+
+    @staticmethod
+    def _check_keys(node: yaml.MappingNode) -> None:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.YAMLError(f"the key {shown(key.value)} occurs twice in a mapping")
+                seen.add(key.value)

@@ -146,11 +146,14 @@ def test_small_and_damaged_photographs_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("steps=0", "steps is 0: must be at least 1"),
+        ("steps=0", "steps is 0: must be a whole number from 1 to 10000000"),
         ("warmup=40", "warmup is 40: must be below steps, 40"),
-        ("learning_rate=0", "learning_rate is 0.0: must be above 0"),
-        ("kl_weight=-1", "kl_weight is -1.0: must be at least 0"),
+        ("learning_rate=0", "learning_rate is 0.0: must be above 0 and at most 10"),
+        ("kl_weight=-1", "kl_weight is -1.0: must be from 0 to 1000000"),
         ("seed=-1", "seed is -1"),
+        ("learning_rate=.nan", "learning_rate is nan"),
+        ("edge_weight=.inf", "edge_weight is inf"),
+        ("batch=1000000", "batch is 1000000"),
         ("stepz=1", "unknown key stepz"),
     ],
 )

@@ -9,10 +9,10 @@ from training_case import STAGE_1, STAGE_2, model_config, train_config
 from faithdiff_jax.config import from_dict
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.training.batch import check_batch, check_memory
 from faithdiff_jax.training.config import load_train_config
 from faithdiff_jax.training.groups import assign_groups
 from faithdiff_jax.training.parameters import model_shapes, trained_shapes
-from faithdiff_jax.training.step import check_batch
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 SHAPES = {
@@ -154,6 +154,21 @@ def test_a_batch_must_divide(changes, model, devices, processes, message):
 def test_a_crop_must_be_whole_latents():
     with pytest.raises(InputError, match=r"data\.crop is 36: must be a multiple of the VAE's 8"):
         check_batch(train_config(STAGE_1, data={"crop": 36}), FaithDiffConfig(), 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 1_000_000, "data": {"crop": 512}}, r"batch is 1000000 with data.crop 512: 6,291 GB of pictures for"),
+        ({"batch": 16, "data": {"crop": 8192}}, "VAE's first activations of 16 pictures take 34 GB of a device's 9 GB"),
+    ],
+)
+def test_a_batch_beyond_all_memory(changes, message, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**24}[name])  # 69 GB
+    with pytest.raises(InputError, match=message) as caught:
+        check_memory(train_config(STAGE_1, **changes), model_config(), 1, 1)
+    assert str(caught.value).endswith("lower batch or data.crop")
+    check_memory(train_config(STAGE_1), model_config(), 1, 1)
 
 
 def test_a_batch_must_divide_over_accumulation():

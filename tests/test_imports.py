@@ -12,9 +12,9 @@ FREE = {"errors", "_version", ""}  # anyone may import these; "" is the package 
 
 ALLOWED = {
     "__main__": {"cli"},
-    "config": set(),
+    "config": {"files"},
     "sharding": set(),
-    "files": {"files", "config"},
+    "files": {"files"},
     "models": {"models", "diffusion", "config"},
     "diffusion": {"diffusion"},
     "planning": {"planning", "models", "diffusion", "config"},

@@ -127,6 +127,21 @@ def test_set_state_goes_back_and_another_batch_size_continues_the_stream(photos,
     assert same([{key: np.concatenate([half[key] for half in halves]) for key in first}], [next(batches)])
 
 
+def test_a_photograph_that_was_replaced_is_noticed(tmp_path, tokenize):
+    """By its name and size; a state from before there were fingerprints is taken as it is."""
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.png", coordinates(40, 40))
+    source = SourceConfig(photos=str(tmp_path))
+    state = json.loads(json.dumps(iter(Loader(config(source, batch=2), tokenize)).get_state()))
+    iter(Loader(config(source, batch=2), tokenize)).set_state(state)
+    write(tmp_path / "b.png", coordinates(44, 40))
+    changed = iter(Loader(config(source, batch=2), tokenize))
+    with pytest.raises(InputError, match="files were replaced, renamed or exchanged since the position was saved"):
+        changed.set_state(state)
+    del state["fingerprints"]
+    changed.set_state(state)
+
+
 def test_resuming_makes_nothing_of_what_was_skipped(tmp_path, tokenize, monkeypatch):
     made = []
 

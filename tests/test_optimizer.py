@@ -151,8 +151,8 @@ def test_the_moving_average():
     ("settings", "message"),
     [
         ({"warmup": STEPS}, "optimizer.warmup is 12: must be below steps, 12"),
-        ({"clip": 0}, "clip is 0.0: must be above 0, or null for no clipping"),
-        ({"beta2": 1}, "beta2 is 1.0: must be from 0 to below 1"),
+        ({"clip": 0}, "optimizer.clip is 0.0: must be above 0 and at most 1000000000, or null"),
+        ({"beta2": 1}, "optimizer.beta2 is 1.0: must be at least 0 and below 1"),
         ({"schedule": "linear"}, "schedule is 'linear': must be one of cosine, constant"),
     ],
 )

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -23,8 +24,10 @@ from devices import simulated
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.training.checkpoints import Checkpoints, load_saved, saved_specs, saved_steps
+from faithdiff_jax.training import checksums
+from faithdiff_jax.training.checkpoints import Checkpoints
 from faithdiff_jax.training.config import CheckpointConfig
+from faithdiff_jax.training.saved_checkpoints import load_saved, saved_specs, saved_steps, verify
 
 SHAPES = {"unet.conv_in.kernel": (3, 3, 8, 16), "unet.conv_in.bias": (16,), "alignment.proj.kernel": (24, 64)}
 DATA = {"epoch": 1, "position": 2**40, "rng": [1, 2], "share": 0.1}
@@ -216,40 +219,169 @@ def halve(path: pathlib.Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def index_of(step: pathlib.Path, pattern: str) -> pathlib.Path:
+    return next(path for path in sorted(step.glob(pattern)) if path.is_file())
+
+
+def flip(path: pathlib.Path, place: float) -> None:
+    """Change one bit of one byte; `place` is from 0 for the first to 1 for the last."""
+    data = bytearray(path.read_bytes())
+    data[round(place * (len(data) - 1))] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def cut_last(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+# What happens to a step's folder -> the file that the message names.
 DAMAGE = {
-    "arrays cut": lambda step: halve(largest(step)),
-    "arrays gone": lambda step: largest(step).unlink(),
-    "metadata cut": lambda step: halve(step / "state" / "_METADATA"),
-    "manifest gone": lambda step: (step / "state" / "manifest.ocdbt").unlink(),
-    "manifest cut": lambda step: halve(step / "state" / "manifest.ocdbt"),
-    "index gone": lambda step: shutil.rmtree(step / "state" / "d"),
-    "data's position gone": lambda step: (step / "_CHECKPOINT_METADATA").unlink(),
-    "state gone": lambda step: shutil.rmtree(step / "state"),
+    "arrays cut": (lambda step: halve(largest(step)), "ocdbt.process_0/d/"),
+    "arrays' last byte cut": (lambda step: cut_last(largest(step)), "ocdbt.process_0/d/"),
+    "arrays' first byte changed": (lambda step: flip(largest(step), 0), "ocdbt.process_0/d/"),
+    "arrays' middle byte changed": (lambda step: flip(largest(step), 0.5), "ocdbt.process_0/d/"),
+    "arrays' last byte changed": (lambda step: flip(largest(step), 1), "ocdbt.process_0/d/"),
+    "arrays gone": (lambda step: largest(step).unlink(), "ocdbt.process_0/d/"),
+    "arrays' metadata cut": (lambda step: halve(step / "state" / "_METADATA"), "state/_METADATA"),
+    "shardings gone": (lambda step: (step / "state" / "_sharding").unlink(), "state/_sharding"),
+    "shardings changed": (lambda step: flip(step / "state" / "_sharding", 0.5), "state/_sharding"),
+    "index gone": (lambda step: shutil.rmtree(step / "state" / "d"), "state/d/"),
+    "index changed": (lambda step: flip(index_of(step, "state/d/*"), 0.9), "state/d/"),
+    "orbax's manifest gone": (lambda step: (step / "state" / "manifest.ocdbt").unlink(), "state/manifest.ocdbt"),
+    "orbax's manifest cut": (lambda step: halve(step / "state" / "manifest.ocdbt"), "state/manifest.ocdbt"),
+    "metadata gone": (lambda step: (step / "_CHECKPOINT_METADATA").unlink(), "_CHECKPOINT_METADATA"),
+    "metadata's first byte changed": (lambda step: flip(step / "_CHECKPOINT_METADATA", 0), "_CHECKPOINT_METADATA"),
+    "metadata's key changed": (lambda step: flip(step / "_CHECKPOINT_METADATA", 0.3), "_CHECKPOINT_METADATA"),
+    "metadata's last byte changed": (lambda step: flip(step / "_CHECKPOINT_METADATA", 1), "_CHECKPOINT_METADATA"),
+    "state gone": (lambda step: shutil.rmtree(step / "state"), "state/"),
+    "a file too many": (lambda step: (step / "state" / "d" / "notes.txt").write_text("x"), "state/d/notes.txt"),
+    "a link": (lambda step: (step / "state" / "link").symlink_to("/dev/zero"), "state/link"),
+    "a pipe": (lambda step: os.mkfifo(step / "state" / "pipe"), "state/pipe"),
+    "checksums gone": (lambda step: (step / "checksums.json").unlink(), "checksums.json"),
+    "checksums cut": (lambda step: halve(step / "checksums.json"), "checksums.json"),
+    "checksums nested": (lambda step: (step / "checksums.json").write_text("[" * 100_000), "checksums.json"),
+    "checksums of another kind": (lambda step: (step / "checksums.json").write_text('{"a": 1}'), "checksums.json"),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_named(folder, open_checkpoints, damage):
-    checkpoints = open_checkpoints(CheckpointConfig(every=1, latest=3))
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory):
+    """A folder with checkpoints of steps 1, 2 and 3, and their states."""
+    folder = tmp_path_factory.mktemp("three") / "checkpoints"
+    checkpoints = Checkpoints(folder, CheckpointConfig(every=1, latest=3))
     trees = {step: state(mesh(2), seed=step) for step in (1, 2, 3)}
     for step, tree in trees.items():
         checkpoints.save(step, tree, {"position": step})
-    checkpoints.wait()
+    checkpoints.close()
+    return folder, trees
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named(folder, three_steps, damage):
+    """By whoever reads it: a run that opens the folder and resumes, and an export."""
+    shutil.copytree(three_steps[0], folder)
+    trees = three_steps[1]
     wanted = abstract(trees[1], mesh(4))
-    DAMAGE[damage](folder / "3")
-    with pytest.raises(InputError, match=rf"{folder}/3: damaged \(.*step 2 is whole") as caught:
-        open_checkpoints().restore(3, wanted)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 500
-    DAMAGE[damage](folder / "2")
+    inflict, file = DAMAGE[damage]
+
+    def resume(step: int):
+        checkpoints = Checkpoints(folder, CheckpointConfig(every=1, latest=3))
+        try:
+            return checkpoints.restore(step, wanted)
+        finally:
+            checkpoints.close()
+
+    inflict(folder / "3")
+    for read in (lambda: resume(3), lambda: verify(folder, 3)):
+        with pytest.raises(InputError, match=rf"^{folder}/3: damaged \(.*step 2 is whole, remove 3 to") as caught:
+            read()
+        assert file in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 500
+    inflict(folder / "2")
     with pytest.raises(InputError, match=r"checkpoints/3: damaged \(.*step 1 is whole"):
-        open_checkpoints().restore(3, wanted)
-    tree, data = open_checkpoints().restore(1, wanted)
+        verify(folder, 3)
+    shutil.rmtree(folder / "3")
+    shutil.rmtree(folder / "2")
+    tree, data = resume(1)
     assert_same(tree, trees[1])
     assert data == {"position": 1}
-    DAMAGE[damage](folder / "1")
+    inflict(folder / "1")
     with pytest.raises(InputError, match="no older one is whole"):
-        open_checkpoints().restore(3, wanted)
+        resume(1)
+
+
+def without_checksums(step: pathlib.Path) -> None:
+    """As versions before checksums wrote it."""
+    (step / "checksums.json").unlink()
+    metadata = json.loads((step / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))
+    del metadata["custom_metadata"]["checksums"]
+    (step / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata), encoding="utf-8")
+
+
+def test_a_checkpoint_of_an_earlier_version(folder, three_steps, caplog):
+    """It is read, with one line that says what is not checked; what is cut off is found out all the same."""
+    shutil.copytree(three_steps[0], folder)
+    for step in (2, 3):
+        without_checksums(folder / str(step))
+    checkpoints = Checkpoints(folder, CheckpointConfig(every=1, latest=3))
+    tree, data = checkpoints.restore(3, abstract(three_steps[1][3], mesh(4)))
+    checkpoints.close()
+    assert_same(tree, three_steps[1][3])
+    assert data == {"position": 3}
+    (record,) = [record for record in caplog.records if record.name == "faithdiff_jax"]
+    assert record.levelno == logging.WARNING
+    assert f"{folder}/3: an earlier version wrote it without checksums" in record.getMessage()
+    halve(largest(folder / "3"))
+    with pytest.raises(InputError, match=r"checkpoints/3: damaged \(.* of .* bytes.*step 2 is whole"):
+        load_state_of(folder, 3, three_steps[1][3])
+
+
+def test_a_run_killed_before_the_checksums_were_complete(folder, three_steps):
+    """Orbax's own late files are in no checksum then; all others are."""
+    shutil.copytree(three_steps[0], folder)
+    manifest = folder / "3" / "checksums.json"
+    complete = json.loads(manifest.read_text(encoding="utf-8"))
+    late = {name: complete.pop(name) for name in ("_CHECKPOINT_METADATA", "commit_success.txt")}
+    assert len(complete) > 5
+    assert all(late.values())
+    manifest.write_text(json.dumps(complete), encoding="utf-8")
+    (folder / "3" / ".0123.tmp").write_text("half of it")
+    assert_same(load_state_of(folder, 3, three_steps[1][3])[0], three_steps[1][3])
+    flip(largest(folder / "3"), 0.5)
+    with pytest.raises(InputError, match="step 2 is whole"):
+        load_state_of(folder, 3, three_steps[1][3])
+
+
+def load_state_of(folder, step, tree):
+    checkpoints = Checkpoints(folder, CheckpointConfig(every=1, latest=3))
+    try:
+        return checkpoints.restore(step, abstract(tree, mesh(1)))
+    finally:
+        checkpoints.close()
+
+
+def test_a_save_does_not_wait_for_the_checksums(folder, open_checkpoints, monkeypatch):
+    """They are made in the thread that writes, from what lies on the disk, before the checkpoint gets its name."""
+    written, go_on = [], threading.Event()
+    plain = checksums.write_checksums
+
+    def slow(path):
+        assert go_on.wait(60)
+        written.append((path.name, threading.current_thread() is threading.main_thread()))
+        plain(path)
+
+    monkeypatch.setattr(checksums, "write_checksums", slow)
+    checkpoints = open_checkpoints()
+    checkpoints.save(10, state(mesh(2)), DATA)
+    assert checkpoints.finished() is None
+    assert not (folder / "10").exists()
+    go_on.set()
+    checkpoints.wait()
+    assert checkpoints.finished() == 10
+    assert checkpoints.finished() is None
+    assert written == [("10.orbax-checkpoint-tmp", False)]
+    assert (folder / "10" / "checksums.json").is_file()
 
 
 def test_what_the_devices_raise_is_no_damage(open_checkpoints, monkeypatch):
@@ -271,7 +403,7 @@ def test_some_arrays_on_the_host(folder, open_checkpoints, monkeypatch):
     tree = state(mesh(8))
     checkpoints.save(10, tree, DATA)
     checkpoints.wait()
-    monkeypatch.setattr("faithdiff_jax.training.checkpoints.GROUP_BYTES", 7000)  # two groups and more
+    monkeypatch.setattr("faithdiff_jax.training.saved_checkpoints.GROUP_BYTES", 7000)  # two groups and more
     names = ["ema/unet.conv_in.bias", "trained/alignment.proj.kernel", "trained/unet.conv_in.kernel", "step"]
     loaded = list(load_saved(folder, 10, names))
     assert [name for name, _ in loaded] == names
@@ -337,10 +469,16 @@ def test_a_full_disk(folder):
             assert str(caught.value) == (
                 f"{folder}: a checkpoint cannot be written (File too large); step 10 is intact"
             )
-        # It is told at the next save, too.
+            assert [path.name for path in folder.iterdir()] == ["10"]  # what was cut short takes no space
+        # It is told at the next save, too, or where somebody asks.
         checkpoints.save(40, tree, DATA)
         with pytest.raises(InputError, match="File too large"):
             checkpoints.save(50, tree, DATA)
+        assert checkpoints.finished() == 10
+        checkpoints.save(40, tree, DATA)
+        with pytest.raises(InputError, match="File too large"):
+            until_finished(checkpoints)
+        assert [path.name for path in folder.iterdir()] == ["10"]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -349,9 +487,11 @@ def test_a_full_disk(folder):
     checkpoints.save(50, tree, DATA)
     checkpoints.close()
     assert saved_steps(folder) == [10, 50]
-    again = Checkpoints(folder, CONFIG)
-    assert sorted(path.name for path in folder.iterdir()) == ["10", "50"]  # what was cut short is gone
-    again.close()
+
+
+def until_finished(checkpoints: Checkpoints) -> None:
+    while checkpoints.finished() is None:
+        time.sleep(0.01)
 
 
 LOOP = """

@@ -1,6 +1,7 @@
 """A run's directory: begun once, continued by the same run only, written by one process at a time."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -87,13 +88,51 @@ def test_begin_and_continue(tmp_path, model_dir):
     assert contents(path)["config.yaml"] == before["config.yaml"]
 
 
+def add_checkpoint(run_dir, step=10) -> None:
+    (run_dir / "checkpoints" / str(step)).mkdir(parents=True)
+
+
+def log(run_dir, *lines: dict) -> None:
+    (run_dir / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+
+
 def test_resume(tmp_path, model_dir, run_dir):
+    refused("has no checkpoint yet to resume from", run_dir, config(), model_dir, resume="must")
+    add_checkpoint(run_dir)
     open_run(run_dir, config(), model_dir, resume="must").close()
     refused("holds a run already", run_dir, config(), model_dir, resume="never")
     open_run(tmp_path / "new", config(), model_dir, resume="never").close()
     refused("holds no run to resume", tmp_path / "other", config(), model_dir, resume="must")
     assert not (tmp_path / "other").exists()
     refused("resume is 'maybe': must be one of auto, never, must", run_dir, config(), model_dir, resume="maybe")
+
+
+@pytest.mark.parametrize("resume", ["auto", "must"])
+@pytest.mark.parametrize("is_main", [True, False])
+@pytest.mark.parametrize(
+    ("lines", "folder"),
+    [
+        ([{"step": 3}, {"step": 3, "checkpoint": True}], True),  # stopped early, its only checkpoint removed
+        ([{"step": 7}], False),  # the folder is made before the first step
+        ([{"step": 10}, {"step": 20}, {"step": 2000, "loss": 1.0}], True),  # `every` is 500
+    ],
+    ids=["noted", "folder gone", "long ago"],
+)
+def test_checkpoints_that_are_gone(model_dir, run_dir, resume, is_main, lines, folder):
+    """Nothing starts over by itself, and the log stays."""
+    if folder:
+        (run_dir / "checkpoints").mkdir()
+    log(run_dir, *lines)
+    message = refused("its checkpoints are gone from", run_dir, config(), model_dir, resume=resume, is_main=is_main)
+    assert f"took {lines[-1]['step']} steps" in message
+    assert "give another --output to start over" in message
+
+
+def test_a_run_killed_before_its_first_checkpoint_may_start_over(model_dir, run_dir):
+    (run_dir / "checkpoints").mkdir()
+    log(run_dir, {"step": 499}, {"step": 501})
+    refused("has no checkpoint yet to resume from", run_dir, config(), model_dir, resume="must")
+    open_run(run_dir, config(), model_dir).close()
 
 
 def test_a_directory_of_something_else(tmp_path, model_dir):
@@ -111,9 +150,10 @@ def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path, model_dir):
     path = tmp_path / "run"
     path.mkdir()
     (path / ".lock").write_text("process 1", encoding="utf-8")
-    (path / ".config.yaml.partial").write_text("for", encoding="utf-8")
+    for name in (".config.yaml.partial", ".0123456789abcdef.tmp"):
+        (path / name).write_text("for", encoding="utf-8")
     open_run(path, config(), model_dir, resume="never").close()
-    assert contents(path).keys() == {".lock", "config.yaml"}
+    assert read_run(path).config == config()
 
 
 def test_every_difference_is_named(model_dir, run_dir):
@@ -220,6 +260,7 @@ def test_a_refused_run_lets_go_of_the_lock(model_dir, run_dir, monkeypatch):
 
 def test_other_processes_check_without_writing(tmp_path, model_dir, run_dir):
     """They need no lock, whether the main process has begun or not."""
+    add_checkpoint(run_dir)
     before = contents(run_dir)
     refused("steps was", run_dir, config(steps=700), model_dir, is_main=False)
     with open_run(run_dir, config(), model_dir):

@@ -83,7 +83,7 @@ def alignment(model_dir) -> dict:
 @pytest.mark.parametrize(("ema", "kind"), [(True, "ema"), (False, "trained")])
 def test_export(tmp_path, model_dir, monkeypatch, ema, kind):
     run, states = a_run(tmp_path, model_dir, alignment(model_dir), steps=(10, 20))
-    monkeypatch.setattr("faithdiff_jax.training.checkpoints.GROUP_BYTES", 20000)  # several groups
+    monkeypatch.setattr("faithdiff_jax.training.saved_checkpoints.GROUP_BYTES", 20000)  # several groups
     output = tmp_path / "out" / "model"
     saved = export_run(run, output, ema=ema)
     assert (saved.step, saved.kind) == (20, kind)
@@ -230,6 +230,20 @@ def test_another_model_directory_is_refused(tmp_path, model_dir):
 def test_parameters_that_do_not_fit_are_named(tmp_path, model_dir, change, message):
     run, _ = a_run(tmp_path, model_dir, alignment(model_dir) | change)
     refused(message, run, tmp_path / "out")
+
+
+def test_parameters_that_are_not_finite_are_named(tmp_path, model_dir):
+    run, states = a_run(tmp_path, model_dir, alignment(model_dir))
+    names = sorted(states[10]["ema"])[:7]
+    spoilt = {kind: dict(arrays) for kind, arrays in states[10].items()}
+    for name in names:
+        spoilt["ema"][name] = spoilt["ema"][name] * np.float32(np.nan)
+    config = from_dict(TrainConfig, DATA, "test")
+    checkpoints = Checkpoints(run / "checkpoints", config.checkpoint)
+    checkpoints.save(20, jax.tree.map(jnp.asarray, spoilt) | {"step": jnp.int32(20)}, {"position": 20})
+    checkpoints.close()
+    refused(rf"not written, NaN or infinite are {names[0]}, {names[1]}", run, tmp_path / "out")
+    assert export_run(run, tmp_path / "out", ema=False).kind == "trained"
 
 
 def test_an_aligner_of_another_size_that_is_not_fresh(tmp_path, model_dir):

@@ -30,10 +30,11 @@ from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.files.images import load_image
 from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.models.parts import part_names, part_shapes
-from faithdiff_jax.training.checkpoints import UNFINISHED, saved_steps
+from faithdiff_jax.training.checkpoints import UNFINISHED
 from faithdiff_jax.training.parameters import inference_params, model_shapes
 from faithdiff_jax.training.run_directory import read_run
-from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.training.saved_checkpoints import saved_steps
+from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
 
 convert = functools.partial(run_command, "convert")
 
@@ -352,6 +353,69 @@ def test_photographs_that_vanish(tmp_path, whole, capsys):
     (tmp_path / "elsewhere").rename(photos)
     assert train(arguments) == 0
     assert_equal_runs(run, whole)
+
+
+@pytest.mark.parametrize("resume", ["auto", "must"])
+def test_checkpoints_that_are_gone(tmp_path, whole, capsys, resume):
+    run = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    log = (run / "metrics.jsonl").read_bytes()
+    assert train(place().command(run, {}, "--resume", resume)) == 2
+    assert "its run took 6 steps and its checkpoints are gone" in error_line(capsys.readouterr())
+    assert (run / "metrics.jsonl").read_bytes() == log
+    assert not any((run / "checkpoints").iterdir())
+
+
+def test_a_byte_that_changed(tmp_path, whole, capsys):
+    """Neither a run nor an export takes a checkpoint whose data is not what was written."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    files = [path for path in (run / "checkpoints" / "6" / "state").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 16
+    largest.write_bytes(bytes(data))
+    commands = (
+        lambda: train(place().command(run)),
+        lambda: convert(["--run", str(run), "--output", str(tmp_path / "model")]),
+    )
+    for command in commands:
+        assert command() == 2
+        error = error_line(capsys.readouterr())
+        assert f"checkpoints/6: damaged (state/ocdbt.process_0/d/{largest.name} is not what was written)" in error
+        assert "step 4 is whole, remove 6 to resume from it" in error
+    assert not (tmp_path / "model").exists()
+    shutil.rmtree(run / "checkpoints" / "6")
+    assert train(place().command(run)) == 0
+    assert_equal_runs(run, whole)
+
+
+def test_told_to_stop_before_the_first_step(tmp_path, monkeypatch, capsys):
+    """Signals interrupt the long work at the start, where nothing has been done that could be lost."""
+
+    def told(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("faithdiff_jax.training.loop.load_parameters", told)
+    before = signal.getsignal(signal.SIGTERM)
+    assert train(place().command(tmp_path / "run")) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.undo()
+    assert train(place().command(tmp_path / "run", {}), change=stop_at(1)) == 130
+
+
+def test_a_model_that_is_not_finite(tmp_path, capsys):
+    """No step would make it good: the run does not begin, and what holds a NaN is named."""
+    model, good = tmp_path / "model", ModelDirectory.open(place().model)
+    contents = {part: good.contents(part) for part in part_names(MODEL)}
+    unet = dict(good.arrays("unet"))
+    unet["conv_in.bias"] = unet["conv_in.bias"] * np.float32(np.nan)
+    contents["unet"] = Contents.of(unet)
+    ModelDirectory.write(model, MODEL, contents, tokenizers=good.path, provenance={}, allow_nonfinite=True)
+    assert train(place().command(tmp_path / "run", {}, "--model", model)) == 2
+    assert error_line(capsys.readouterr()).endswith(f"{model}: NaN or infinite values in unet.conv_in.bias")
+    assert saved_steps(tmp_path / "run" / "checkpoints") == []
 
 
 def test_a_second_run_in_the_same_directory(tmp_path, whole, capsys):

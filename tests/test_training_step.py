@@ -268,6 +268,24 @@ def test_a_step_that_is_not_finite_is_left_out(bad):
             assert not np.array_equal(array, before[part][path])
 
 
+def test_a_parameter_never_becomes_not_finite():
+    """Loss and gradients may be fine and the update not: then the step is left out as well."""
+    step = step_on()
+    state, frozen = start(step)
+    spoilt = jax.tree.map(lambda leaf: leaf, state)
+    inner = [leaf for leaf in jax.tree.leaves(spoilt["optimizer"]) if leaf.ndim]
+    number = next(i for i, leaf in enumerate(jax.tree.leaves(spoilt["optimizer"])) if leaf is inner[-1])
+    leaves, tree = jax.tree.flatten(spoilt["optimizer"])
+    leaves[number] = leaves[number].at[(0,) * leaves[number].ndim].set(jnp.nan)
+    spoilt["optimizer"] = jax.tree.unflatten(tree, leaves)
+    before = jax.device_get(spoilt["trained"])
+    after, metrics = step.run(spoilt, frozen, placed(make_batch(0, given=False), None))
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["gradient_norm"])
+    assert metrics["skipped"] == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after["trained"]), before)
+
+
 def test_the_average_follows():
     step = step_on()
     state, frozen = start(step)

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import math
+import re
 import struct
 import sys
+import time
 import types
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.training import reporting as watch_module
 from faithdiff_jax.training.config import WatchConfig
-from faithdiff_jax.training.reporting import Watch
+from faithdiff_jax.training.reporting import Watch, steps_logged, timed
 
 PICTURE = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
 
@@ -159,13 +161,42 @@ def test_a_resumed_run_goes_on_in_the_same_folder(tmp_path):
     assert scalars(tmp_path)["loss"] == {5: 1, 10: 1, 15: 2}
 
 
-def test_a_new_run_drops_all_that_was_there(tmp_path):
-    for loss in (1.0, 2.0):
+def test_a_run_that_starts_over_keeps_the_old_log_aside(tmp_path):
+    for loss in (1.0, 2.0, 3.0):
         with watch(tmp_path) as run:
             for step in range(1, 6):
                 run.update(step, metrics(loss=loss))
-    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(5, 2)]
-    assert scalars(tmp_path)["loss"] == {5: 2}
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(5, 3)]
+    for number, loss in ((1, 1), (2, 2)):
+        (line,) = (tmp_path / f"metrics-{number}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert json.loads(line)["loss"] == loss
+    assert scalars(tmp_path)["loss"] == {5: 3}
+
+
+def test_checkpoints_are_noted(tmp_path):
+    assert steps_logged(tmp_path) == (0, False)
+    with watch(tmp_path) as run:
+        for step in range(1, 6):
+            run.update(step, metrics())
+        assert steps_logged(tmp_path) == (5, False)
+        run.saved(4)
+    assert steps_logged(tmp_path) == (5, True)
+    with watch(tmp_path, first=4):
+        assert steps_logged(tmp_path) == (4, True)
+    (tmp_path / "metrics.jsonl").write_text('[\n{"step": "x"}\n{"step": [1]}\n\xff\n{"loss": 1}\n' + "[" * 100_000)
+    assert steps_logged(tmp_path) == (0, False)
+
+
+def test_what_takes_long_says_so(monkeypatch, caplog):
+    caplog.set_level("INFO", "faithdiff_jax")
+    monkeypatch.setattr(watch_module, "STILL_EVERY", 0.01)
+    with timed("thinking"):
+        while len(caplog.records) < 3:
+            time.sleep(0.01)
+    first, second, *_, last = [record.getMessage() for record in caplog.records]
+    assert first == "thinking"
+    assert re.fullmatch(r"thinking: \d+ s so far", second)
+    assert re.fullmatch(r"thinking: done in \d+\.\d s", last)
 
 
 def test_the_last_interval_is_written_though_it_is_short(tmp_path):

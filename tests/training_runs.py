@@ -38,8 +38,8 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_names, part_shapes
 from faithdiff_jax.models.unet import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
-from faithdiff_jax.training.checkpoints import load_saved, saved_specs, saved_steps
 from faithdiff_jax.training.config import CheckpointConfig, TrainConfig, WatchConfig
+from faithdiff_jax.training.saved_checkpoints import load_saved, saved_specs, saved_steps
 from faithdiff_jax.training.step import TrainStep
 from faithdiff_jax.weights.initialisation import fresh_part, write_model
 
@@ -228,7 +228,7 @@ def start_process(
     """
     environment = os.environ | simulated(devices)
     environment |= {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(cache)),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), str(Path(__file__).parent)]),
     }
@@ -255,8 +255,9 @@ def finish(process: subprocess.Popen, seconds: float = 600) -> tuple[int, str, s
 
 @contextlib.contextmanager
 def kept_programs(folder: Path) -> Iterator[None]:
-    """Programs that are compiled inside are kept in a folder: runs that are alike compile once."""
-    settings = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0}
+    """Programs compiled inside are kept in a folder, or where the environment says: alike runs compile once."""
+    place = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder))
+    settings = {"jax_compilation_cache_dir": place, "jax_persistent_cache_min_compile_time_secs": 0}
     before = {name: getattr(jax.config, name) for name in settings}
     try:
         for name, value in settings.items():

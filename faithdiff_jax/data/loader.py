@@ -4,6 +4,7 @@ What is at a position of the stream depends on the sources and the configuration
 number of processes change how fast a batch comes, never what is in it, so the saved position is one number.
 """
 
+import functools
 import logging
 import multiprocessing
 import os
@@ -142,6 +143,11 @@ class Loader:
         for source, settings in zip(self.sources, config.sources, strict=True):
             logger.info("%s (%g %% of the stream)", source.summary, 100 * settings.weight)
 
+    @functools.cached_property
+    def fingerprints(self) -> list[str]:
+        """Of each source: what changes where a file's name or size does. Every file is looked up, once a run."""
+        return [source.fingerprint() for source in self.sources]
+
     def __iter__(self) -> "BatchIterator":
         return BatchIterator(self)
 
@@ -185,15 +191,20 @@ class BatchIterator:
             "seed": self._loader.seed,
             "records": [len(source) for source in sources],
             "weights": [source.weight for source in config.sources],
+            "fingerprints": self._loader.fingerprints,
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue after the batch after which `get_state` was called; nothing that lies before is read.
 
         Workers, prefetching, the batch size and the number of processes may differ. Raises InputError if the seed,
-        the number of records or the weights do: the position would mean something else.
+        the number of records, their names and sizes or the weights do: the position would mean something else. A state
+        of an earlier version has no fingerprints, and then names and sizes are not compared.
         """
         for name, expected in self.get_state().items():
+            if name == "fingerprints":
+                self._check_fingerprints(state.get(name))
+                continue
             if name not in state:
                 raise InputError(f"the saved data position has no {name!r}, it is not one of this loader's")
             if name != "position" and state[name] != expected:
@@ -203,6 +214,14 @@ class BatchIterator:
             raise InputError(f"the saved data position has position {position!r:.60}, it must be a count of samples")
         self.close()
         self._position = position
+
+    def _check_fingerprints(self, saved: Sequence[str] | None) -> None:
+        for source, before, now in zip(self._loader.sources, saved or (), self._loader.fingerprints, strict=False):
+            if before != now:
+                raise InputError(
+                    f"{source.folder}: files were replaced, renamed or exchanged since the position was saved (their "
+                    "names and sizes differ); put them back, or give another --output"
+                )
 
     def close(self) -> None:
         """Stop the workers. The next batch starts new ones."""

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
-from faithdiff_jax.config import load
+from faithdiff_jax.config import Range, check_ranges, load
 from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.sources import PhotoFolder
 from faithdiff_jax.errors import InputError
@@ -54,19 +54,21 @@ class AutoencoderConfig:
     kl_weight: float = 1e-6
     seed: int = 0
 
-    def __post_init__(self):
-        for name, least in (("steps", 1), ("batch", 1), ("crop", 2), ("warmup", 0), ("weight_decay", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: must be at least {least}")
-        for name in ("edge_weight", "kl_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: must be at least 0")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: must be above 0")
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            steps=Range(1, 10_000_000, whole=True),
+            batch=Range(1, 4096, whole=True),
+            crop=Range(2, 4096, whole=True),
+            learning_rate=Range(0, 10, above=True),
+            warmup=Range(0, 10_000_000, whole=True),
+            weight_decay=Range(0, 100),
+            edge_weight=Range(0, 1e6),
+            kl_weight=Range(0, 1e6),
+            seed=Range(0, 2**32 - 1, whole=True),
+        )
         if self.warmup >= self.steps:
             raise ValueError(f"warmup is {self.warmup}: must be below steps, {self.steps}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}: must be from 0 to 2^32 - 1")
 
 
 def make_model(
@@ -138,7 +140,9 @@ def random_crops(photographs: Sequence[np.ndarray], count: int, side: int, rng: 
     return crops
 
 
-def autoencoder_loss(config: AutoencoderConfig, vae: VAE, images: jax.Array, noise: jax.Array):
+def autoencoder_loss(
+    config: AutoencoderConfig, vae: VAE, images: jax.Array, noise: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The loss of images (B, H, W, 3) in [-1, 1], with standard normal noise (B, H/f, W/f, latent_channels).
 
     Returns:
@@ -177,7 +181,9 @@ def train(
 
 
 @functools.cache
-def _training_step(config: AutoencoderConfig, vae: VAEConfig) -> tuple[optax.GradientTransformation, Callable]:
+def _training_step(
+    config: AutoencoderConfig, vae: VAEConfig
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
     """The optimizer, and (parameters, its state, step number, crops) -> both anew, loss, mean squared error."""
     structure = graph(functools.partial(VAE, vae))
     latent = (config.batch, config.crop // vae.factor, config.crop // vae.factor, vae.latent_channels)
@@ -188,11 +194,11 @@ def _training_step(config: AutoencoderConfig, vae: VAEConfig) -> tuple[optax.Gra
     key = jax.random.key(config.seed)
 
     @jax.jit
-    def step(params: Params, state: optax.OptState, index: jax.Array, crops: jax.Array):
+    def step(params: Params, state: optax.OptState, index: jax.Array, crops: jax.Array) -> tuple[Any, ...]:
         noise = jax.random.normal(jax.random.fold_in(key, index), latent)
         images = crops / 127.5 - 1
 
-        def objective(params):
+        def objective(params: Params) -> tuple[jax.Array, jax.Array]:
             return autoencoder_loss(config, nnx.merge(structure, params), images, noise)
 
         (loss, squared), gradients = jax.value_and_grad(objective, has_aux=True)(params)
@@ -210,8 +216,9 @@ def latent_scale(
     crops = random_crops(photographs, CROPS_FOR_SCALE, config.crop, np.random.default_rng((config.seed, 2**32)))
 
     @jax.jit
-    def moments(params: Params, images: jax.Array):
-        return nnx.merge(structure, params).moments(images)
+    def moments(params: Params, images: jax.Array) -> jax.Array:
+        network: VAE = nnx.merge(structure, params)
+        return network.moments(images)
 
     nested = unflatten(params)
     batches = np.split(to_float(crops), CROPS_FOR_SCALE // 16)
@@ -226,8 +233,8 @@ def reconstruction_psnr(
     structure = graph(functools.partial(VAE, vae))
 
     @jax.jit
-    def reconstruct(params: Params, images: jax.Array):
-        network = nnx.merge(structure, params)
+    def reconstruct(params: Params, images: jax.Array) -> jax.Array:
+        network: VAE = nnx.merge(structure, params)
         moments = network.moments(images)
         return network.decode(network.sample(moments, jnp.zeros((*moments.shape[:3], vae.latent_channels))))
 

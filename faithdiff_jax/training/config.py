@@ -10,7 +10,17 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from faithdiff_jax.config import find_config, from_dict, load_yaml, override
+from faithdiff_jax.config import (
+    Range,
+    check_choice,
+    check_ranges,
+    find_config,
+    from_dict,
+    load_yaml,
+    merged,
+    override,
+    shown,
+)
 from faithdiff_jax.data.loader import DataConfig
 from faithdiff_jax.errors import InputError
 
@@ -18,17 +28,16 @@ LOSSES = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
 REMATERIALISATIONS = ("none", "full", "dots")
 SCHEDULES = ("cosine", "constant")
+FRESH = ("alignment", "lq_encoder")
 
 
-def _at_least(config: Any, **limits: float) -> None:
-    for name, least in limits.items():
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} is {getattr(config, name)}: must be at least {least}")
-
-
-def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}: must be one of {', '.join(choices)}")
+# Steps are counted in int32; everything else is far above what anybody needs, and below what breaks.
+STEPS = Range(1, 100_000_000, whole=True)
+COUNTS = Range(1, 1_000_000, whole=True)
+RATES = Range(0, 10, above=True)
+DECAYS = Range(0, 100)
+SEEDS = Range(0, 2**32 - 1, whole=True)
+EXTENDED_AT_MOST = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,12 +51,10 @@ class GroupConfig:
     learning_rate: float
     weight_decay: float = 1e-2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.parameters:
             raise ValueError("parameters is empty: a group needs at least one pattern, such as unet.*")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: must be above 0 (freeze parameters instead)")
-        _at_least(self, weight_decay=0)
+        check_ranges(self, learning_rate=RATES, weight_decay=DECAYS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,17 +70,19 @@ class OptimizerConfig:
     momentum_dtype: str = "float32"
     """Of the first moment; "bfloat16" saves two bytes a trained parameter."""
 
-    def __post_init__(self):
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: must be from 0 to below 1")
-        _at_least(self, warmup=0)
-        if self.epsilon <= 0:
-            raise ValueError(f"epsilon is {self.epsilon}: must be above 0")
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip is {self.clip}: must be above 0, or null for no clipping")
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("momentum_dtype", self.momentum_dtype, DTYPES)
+    def __post_init__(self) -> None:
+        below_one = Range(0, 1, below=True)
+        # Below 1e-30, float32 divides by what it rounds to zero.
+        check_ranges(
+            self,
+            beta1=below_one,
+            beta2=below_one,
+            epsilon=Range(1e-30, 1),
+            clip=Range(0, 1e9, above=True, optional=True),
+            warmup=Range(0, STEPS.high, whole=True),
+        )
+        check_choice(self, "schedule", SCHEDULES)
+        check_choice(self, "momentum_dtype", DTYPES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +91,8 @@ class EMAConfig:
 
     decay: float = 0.9999
 
-    def __post_init__(self):
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay is {self.decay}: must be from 0 to below 1")
+    def __post_init__(self) -> None:
+        check_ranges(self, decay=Range(0, 1, below=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,10 +105,11 @@ class LoRAConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 1e-2
 
-    def __post_init__(self):
-        _at_least(self, rank=1, weight_decay=0)
-        if self.alpha <= 0 or self.learning_rate <= 0:
-            raise ValueError(f"alpha is {self.alpha} and learning_rate {self.learning_rate}: must be above 0")
+    def __post_init__(self) -> None:
+        if not self.parameters:
+            raise ValueError("parameters is empty: LoRA needs at least one pattern, such as unet.*.to_q.kernel")
+        ranks, alphas = Range(1, 2**16, whole=True), Range(0, 2**16, above=True)
+        check_ranges(self, rank=ranks, alpha=alphas, learning_rate=RATES, weight_decay=DECAYS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +118,10 @@ class MeshConfig:
 
     data: int = 1
     fsdp: int = -1
+
+    def __post_init__(self) -> None:
+        sizes = Range(-1, 2**20, whole=True)
+        check_ranges(self, data=sizes, fsdp=sizes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,8 +132,8 @@ class CheckpointConfig:
     latest: int = 2
     keep_every: int | None = None
 
-    def __post_init__(self):
-        _at_least(self, every=1, latest=1)
+    def __post_init__(self) -> None:
+        check_ranges(self, every=STEPS, latest=COUNTS, keep_every=dataclasses.replace(STEPS, optional=True))
         if self.keep_every is not None and (self.keep_every < self.every or self.keep_every % self.every):
             raise ValueError(f"keep_every is {self.keep_every}: must be a multiple of every, {self.every}")
 
@@ -142,9 +155,17 @@ class ValidationConfig:
     guidance: float = 5.0
     seed: int = 0
 
-    def __post_init__(self):
-        _at_least(self, every=1, count=1, crop=1, steps=1, guidance=0)
-        _one_of("level", self.level, ("I", "II", "III"))
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            every=STEPS,
+            count=Range(1, 1000, whole=True),
+            crop=Range(1, 4096, whole=True),
+            steps=Range(1, 1000, whole=True),
+            guidance=Range(0, 100),
+            seed=SEEDS,
+        )
+        check_choice(self, "level", ("I", "II", "III"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,8 +180,8 @@ class WatchConfig:
     wandb_project: str | None = None
     peak_tflops: float | None = None
 
-    def __post_init__(self):
-        _at_least(self, every=1)
+    def __post_init__(self) -> None:
+        check_ranges(self, every=STEPS, peak_tflops=Range(0, 1e6, above=True, optional=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,21 +219,28 @@ class TrainConfig:
     stop_after_bad_steps: int = 10
     """Steps in a row whose loss or gradients are not finite; each is left out, this many end the run."""
 
-    def __post_init__(self):
-        _at_least(self, steps=1, batch=1, accumulation=1, noise_offset=0, stop_after_bad_steps=1)
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            steps=STEPS,
+            batch=COUNTS,
+            accumulation=COUNTS,
+            seed=SEEDS,
+            noise_offset=Range(0, 10),
+            stop_after_bad_steps=COUNTS,
+        )
         if not self.groups and self.lora is None:
             raise ValueError("groups is empty: at least one group of parameters must train")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}: must be from 0 to 2^32 - 1")
         if self.batch % self.accumulation:
             raise ValueError(f"batch is {self.batch}: must be a multiple of accumulation, {self.accumulation}")
         if self.optimizer.warmup >= self.steps and self.optimizer.schedule == "cosine":
             raise ValueError(f"optimizer.warmup is {self.optimizer.warmup}: must be below steps, {self.steps}")
-        _one_of("loss", self.loss, LOSSES)
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("rematerialisation", self.rematerialisation, REMATERIALISATIONS)
-        for part in self.fresh:
-            _one_of("fresh", part, ("alignment", "lq_encoder"))
+        check_choice(self, "loss", LOSSES)
+        check_choice(self, "dtype", DTYPES)
+        check_choice(self, "rematerialisation", REMATERIALISATIONS)
+        unknown = [part for part in self.fresh if part not in FRESH]
+        if unknown:
+            raise ValueError(f"fresh has {unknown[0]!r}: must be of {', '.join(FRESH)}")
 
 
 # What a resumed run may change: none of it bears on the parameters that come out.
@@ -243,16 +271,12 @@ def load_train_config(path: pathlib.Path | str, overrides: Sequence[str] = ()) -
 def _extended(path: pathlib.Path, seen: tuple[pathlib.Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise InputError(f"{path}: extends itself")
+    if len(seen) > EXTENDED_AT_MOST:
+        raise InputError(f"{path}: more than {EXTENDED_AT_MOST} files extend one another")
     data = load_yaml(path)
     base = data.pop("extends", None)
     if base is None:
         return data
-    return _over(_extended(find_config(str(base), path.parent), (*seen, path.resolve())), data)
-
-
-def _over(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in data.items():
-        inner = merged.get(key)
-        merged[key] = _over(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
+    if not isinstance(base, str):
+        raise InputError(f"{path}: extends is {shown(base)}: must be the name of a file or configuration")
+    return merged(_extended(find_config(base, path.parent), (*seen, path.resolve())), data)

@@ -16,10 +16,10 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.writing import refuse_existing
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_names, part_shapes
-from faithdiff_jax.training.checkpoints import load_saved, saved_specs, saved_steps
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.lora import PREFIX, merged
-from faithdiff_jax.training.run_directory import Run, model_config, model_digest, read_run
+from faithdiff_jax.training.run_directory import CHECKPOINTS, Run, model_config, model_digest, read_run
+from faithdiff_jax.training.saved_checkpoints import load_saved, saved_specs, saved_steps, verify
 from faithdiff_jax.weights.from_torch import Track, untracked
 from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.keymap import compare
@@ -124,8 +124,8 @@ def export_run(
         What was taken from which checkpoint.
 
     Raises:
-        InputError: not a run, one without the checkpoint, one whose model directory has gone or is another by now, or
-            an output that exists, or parameters that are NaN or infinite, by name.
+        InputError: not a run, one without the checkpoint or with a damaged one, one whose model directory has gone or
+            is another by now, an output that exists, or parameters that are NaN or infinite, by name.
     """
     output = pathlib.Path(output)
     refuse_existing(output)
@@ -157,11 +157,12 @@ def export_run(
 
 
 def _saved(run: pathlib.Path | str, ema: bool, step: int | None) -> Saved:
-    folder = pathlib.Path(run) / "checkpoints"
+    folder = pathlib.Path(run) / CHECKPOINTS
     steps = saved_steps(folder)
     if not steps:
         raise InputError(f"{run}: has no checkpoint yet")
     step = steps[-1] if step is None else step
+    verify(folder, step)
     specs = saved_specs(folder, step)
     kind = "ema" if ema and any(name.startswith("ema/") for name in specs) else "trained"
     found = {name.removeprefix(f"{kind}/"): spec for name, spec in specs.items() if name.startswith(f"{kind}/")}

@@ -4,7 +4,7 @@
     scalars, validation pictures
 
 Everything that can be wrong with the input is found before parameters are read. Whatever ends a run, its directory
-holds a whole checkpoint to go on from, bit for bit as if it had not stopped.
+holds a whole checkpoint to resume from, bit for bit as if it had not stopped.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import logging
 import pathlib
 import signal
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -27,14 +26,21 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import numbered
 from faithdiff_jax.planning import flops
 from faithdiff_jax.sharding import batch_sharding, make_mesh
-from faithdiff_jax.training.checkpoints import Checkpoints
+from faithdiff_jax.training.batch import abstract_batch, check_batch, check_memory
+from faithdiff_jax.training.checkpoints import Checkpoints, named_leaves
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.groups import assign_groups
 from faithdiff_jax.training.optimizer import Flat
-from faithdiff_jax.training.parameters import inference_params, load_parameters, model_shapes, trained_shapes
-from faithdiff_jax.training.reporting import Watch
+from faithdiff_jax.training.parameters import (
+    check_finite,
+    inference_params,
+    load_parameters,
+    model_shapes,
+    trained_shapes,
+)
+from faithdiff_jax.training.reporting import Watch, timed
 from faithdiff_jax.training.run_directory import RunDirectory, model_config, open_run
-from faithdiff_jax.training.step import State, TrainStep, check_batch
+from faithdiff_jax.training.step import State, TrainStep
 from faithdiff_jax.training.validation import Validation
 
 log = logging.getLogger("faithdiff_jax")
@@ -49,7 +55,7 @@ Reported = tuple[int, dict[str, jax.Array]]
 def train(
     config: TrainConfig, model_dir: pathlib.Path | str, output: pathlib.Path | str, *, resume: str = "auto"
 ) -> int:
-    """Run, or go on with a run, to its last step or until the process is told to stop (SIGTERM, SIGINT).
+    """Begin or resume a run, and train to its last step or until the process is told to stop (SIGTERM, SIGINT).
 
     Args:
         config: the run.
@@ -63,14 +69,22 @@ def train(
     Raises:
         InputError: something about the input is wrong, or the disk or the data failed on the way.
         RunError: too many steps in a row were not finite.
+        KeyboardInterrupt: told to stop before the first step, when there is nothing to save.
     """
-    model_dir = pathlib.Path(model_dir)
+    with _StopSignals() as stop:
+        return _train(config, pathlib.Path(model_dir), output, resume, stop)
+
+
+def _train(
+    config: TrainConfig, model_dir: pathlib.Path, output: pathlib.Path | str, resume: str, stop: "_StopSignals"
+) -> int:
     is_main = jax.process_index() == 0
     model = model_config(config, model_dir)
     shapes = model_shapes(model)
     labels = assign_groups(config, shapes)
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     check_batch(config, model, mesh.size, jax.process_count())
+    check_memory(config, model, mesh.size, jax.process_count())
     tokenizers = load_tokenizers(model, model_dir)
     loader = open_loader(config, tokenizers)
     step = TrainStep(config, model, labels, mesh)
@@ -84,7 +98,8 @@ def train(
         checkpoints = Checkpoints(directory.checkpoints, config.checkpoint)
         open_.callback(checkpoints.close)
         batches = open_.enter_context(iter(loader))
-        state, frozen = _start(step, model_dir, checkpoints, batches)
+        with timed("reading the parameters"):
+            state, frozen = _start(step, model_dir, checkpoints, batches)
         first = int(state["step"])
         if first:
             log.info("resumed at step %d of %d", first, config.steps)
@@ -102,8 +117,8 @@ def train(
                 is_main=is_main,
             )
         )
-        stop = open_.enter_context(_stop_signals())
         run = _Run(step, frozen, batches, checkpoints, watch, validation, directory)
+        stop.running = True
         return run.go(state, first, stop)
 
 
@@ -159,17 +174,6 @@ def step_flops(step: TrainStep, shapes: dict[str, tuple[int, ...]]) -> float:
     return one / samples * config.batch
 
 
-def abstract_batch(config: TrainConfig, model: FaithDiffConfig, samples: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch as `TrainStep.update` takes it."""
-    image = (samples, config.data.crop, config.data.crop, 3)
-    batch = {name: jax.ShapeDtypeStruct(image, jnp.float32) for name in ("hq", "lq")}
-    batch["time_ids"] = jax.ShapeDtypeStruct((samples, 6), jnp.float32)
-    batch["row"] = jax.ShapeDtypeStruct((samples,), jnp.int32)
-    for i, encoder in enumerate(model.text_encoders):
-        batch[f"token_ids_{i}"] = jax.ShapeDtypeStruct((samples, encoder.positions), jnp.int32)
-    return batch
-
-
 def _peak_is_known(config: TrainConfig) -> bool:
     return bool(config.watch.peak_tflops or flops.peak_tflops(jax.local_devices()[0]))
 
@@ -181,13 +185,15 @@ def _abstract(shapes: dict[str, tuple[int, ...]], dtype: Any) -> dict[str, jax.S
 def _start(
     step: TrainStep, model_dir: pathlib.Path, checkpoints: Checkpoints, batches: BatchIterator
 ) -> tuple[State, Flat]:
-    """The state to go on from: of the latest checkpoint, or of the model directory; and the frozen parameters."""
+    """The state to begin or resume with, of the model directory or the latest checkpoint; and the frozen parameters."""
     assert step.mesh is not None
     latest = checkpoints.latest_step()
     trained, frozen = load_parameters(
         step.config, model_dir, step.model, step.labels, step.mesh, only_frozen=latest is not None
     )
+    check_finite(frozen, model_dir)
     if latest is None:
+        check_finite(trained, model_dir)
         shardings = step.shardings(jax.eval_shape(step.init, trained))
         return jax.jit(step.init, out_shardings=shardings, donate_argnums=0)(trained), frozen
     shapes = trained_shapes(step.config, model_shapes(step.model), step.labels)
@@ -198,6 +204,7 @@ def _start(
         step.shardings(abstract),
     )
     state, data = checkpoints.restore(latest, placed)
+    check_finite(named_leaves(state), checkpoints.folder / str(latest))
     batches.set_state(data)
     return state, frozen
 
@@ -219,23 +226,24 @@ class _Run:
         self.checkpoints, self.watch, self.validation, self.directory = checkpoints, watch, validation, directory
         self.config = step.config
 
-    def go(self, state: State, first: int, stop: threading.Event) -> int:
-        """Step on from `first`; returns how many steps are done in all, the last of them saved."""
+    def go(self, state: State, first: int, stop: "_StopSignals") -> int:
+        """Take steps from `first` on; returns how many are done in all, the last of them saved."""
         config, done = self.config, first
         unreported: Reported | None = None
         position = self.batches.get_state()
-        log.info("compiling the training step (once a run)")
         try:
             while done < config.steps and not self._told_to_stop(stop, done):
                 batch = self._batch()
                 position = self.batches.get_state()
-                state, metrics = self.step.run(state, self.frozen, batch)
+                with timed("compiling the training step") if done == first else contextlib.nullcontext():
+                    state, metrics = self.step.run(state, self.frozen, batch)
                 done += 1
                 # The step before this one is reported while this one is computed.
                 before, unreported = unreported, (done, metrics)
                 self._report(before)
                 if self.checkpoints.due(done):
                     self.checkpoints.save(done, state, position)
+                self._note_saved()
                 if self.validation is not None and done % self.validation.config.every == 0:
                     self._validate(done, state)
             before, unreported = unreported, None
@@ -248,9 +256,17 @@ class _Run:
                 self.checkpoints.save(done, state, position)
                 self.checkpoints.wait()
             raise
-        self.checkpoints.save(done, state, position)
-        self.checkpoints.wait()
+        if done > first:
+            self.checkpoints.save(done, state, position)
+            self.checkpoints.wait()
+            self._note_saved()
         return done
+
+    def _note_saved(self) -> None:
+        """Say in the log that a checkpoint is on disk, or end the run as soon as one could not be written."""
+        step = self.checkpoints.finished()
+        if step is not None:
+            self.watch.saved(step)
 
     def _batch(self) -> dict[str, jax.Array]:
         """The next batch, each process's part of it where its devices are, with every sample's row in the whole."""
@@ -280,32 +296,40 @@ class _Run:
             scores, picture = self.validation.run(inference_params(self.config, state, self.frozen))
             self.watch.validation(step, scores, picture)
 
-    def _told_to_stop(self, stop: threading.Event, done: int) -> bool:
+    def _told_to_stop(self, stop: "_StopSignals", done: int) -> bool:
         """Whether this process, or with several of them any, was told to stop."""
         if jax.process_count() == 1:
-            return stop.is_set()
+            return stop.told
         if done % ASK_EVERY:
             return False
-        return bool(np.any(multihost_utils.process_allgather(np.array(stop.is_set()))))
+        return bool(np.any(multihost_utils.process_allgather(np.array(stop.told))))
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """SIGTERM and Ctrl-C set the event while the block runs; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
+class _StopSignals:
+    """SIGTERM and Ctrl-C while the block runs: they interrupt the start of a run, and let a step under way finish.
 
-    def handle(number: int, frame: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-        log.info("told to stop (%s): finishing this step and saving", signal.Signals(number).name)
+    A second Ctrl-C interrupts at once.
+    """
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.told = self.running = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopSignals":
+        # Signals reach the main thread only, and only there may handlers be set.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if not self.running or (self.told and number == signal.SIGINT):
+            raise KeyboardInterrupt
+        self.told = True
+        log.info("told to stop (%s): finishing this step and saving", signal.Signals(number).name)
 
 
 def _meet(name: str) -> None:

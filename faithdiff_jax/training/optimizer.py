@@ -60,4 +60,5 @@ def group_norms(gradients: Flat, labels: Mapping[str, str]) -> dict[str, jax.Arr
 def update_average(config: EMAConfig, average: Flat, trained: Flat, step: jax.Array) -> Flat:
     """The moving average after `step` (from 0): short at first, so that it forgets the initial parameters."""
     decay = jnp.minimum(config.decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda kept, new: kept + (1 - decay) * (new - kept), average, trained)
+    updated: Flat = jax.tree.map(lambda kept, new: kept + (1 - decay) * (new - kept), average, trained)
+    return updated

@@ -6,7 +6,7 @@ state + frozen  -> {part: nested dict}, for inference
 
 import pathlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, flatten, part_names, part_shapes, unflatten
 from faithdiff_jax.sharding import parameter_sharding
@@ -22,6 +23,8 @@ from faithdiff_jax.training.lora import adapter_shapes, initial_adapter, merge_a
 from faithdiff_jax.training.optimizer import Flat
 from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.model_directory import ModelDirectory
+
+NAMED_AT_MOST = 5
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -88,6 +91,35 @@ def _part(
         return {f"{part}.{path}": array for path, array in loaded.items()}
     fresh = fresh_part(model, part, dict(stored.arrays("vae")), config.seed)
     return {f"{part}.{path}": _put(array.astype(np.float32), sharding[path]) for path, array in fresh.items()}
+
+
+def check_finite(arrays: Mapping[str, jax.Array], source: pathlib.Path) -> None:
+    """See that no parameter, moment or average holds a NaN or an infinity: no step would ever make it good.
+
+    Args:
+        arrays: path -> array, on the mesh.
+        source: where they come from, for the message.
+
+    Raises:
+        InputError: some do; the first few are named.
+    """
+    floats = {path: array for path, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.floating)}
+    if not floats:
+        return
+    finite = jax.device_get(jax.jit(finite_each)(floats))
+    refuse_not_finite([path for path in floats if not finite[path]], source)
+
+
+def finite_each(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Path -> whether all values of the array are finite, a boolean scalar."""
+    return {path: jnp.all(jnp.isfinite(array)) for path, array in arrays.items()}
+
+
+def refuse_not_finite(paths: Sequence[str], source: pathlib.Path) -> None:
+    """InputError that names the first few of these arrays; nothing if there are none."""
+    if paths:
+        more = f" and {len(paths) - NAMED_AT_MOST} more" * (len(paths) > NAMED_AT_MOST)
+        raise InputError(f"{source}: NaN or infinite values in {', '.join(paths[:NAMED_AT_MOST])}{more}")
 
 
 def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:

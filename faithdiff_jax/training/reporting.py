@@ -8,10 +8,13 @@ run has lost nothing but the interval it was in.
 """
 
 import contextlib
+import itertools
 import json
+import logging
 import math
 import os
 import pathlib
+import threading
 import time
 import types
 import uuid
@@ -24,10 +27,15 @@ from tqdm import tqdm
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.images import save_image
+from faithdiff_jax.files.writing import write_text
 from faithdiff_jax.planning.flops import peak_tflops
 from faithdiff_jax.training.config import WatchConfig
 
+log = logging.getLogger("faithdiff_jax")
+
 LOG = "metrics.jsonl"
+STILL_EVERY = 20.0  # seconds
+CHECKPOINT = '"checkpoint"'  # as the log has it
 BUCKETS, BUCKET = 10, 100
 PER_SAMPLE = ("losses", "timesteps")
 SMOOTHING = 0.05
@@ -38,7 +46,8 @@ class Watch:
     """Reports on a run; a context manager. A process that is not the main one does nothing.
 
     Steps are numbered by how many have been taken: the first step of a new run is 1, the last one `steps`. What
-    earlier runs in this folder wrote of steps after `first_step`, the one that is continued from, is dropped.
+    earlier runs in this folder wrote of steps after `first_step`, the one that is resumed from, is dropped; a run that
+    starts over moves their log aside.
     """
 
     def __init__(
@@ -79,7 +88,7 @@ class Watch:
         self._is_main = is_main
         self._wandb: Any = None if config.wandb_project is None else _import_wandb(config.wandb_project)
         self._open = contextlib.ExitStack()
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
         self._events: _Events | None = None
         self._run: Any = None
         self._interval = _Interval()
@@ -178,6 +187,17 @@ class Watch:
         if self._run is not None:
             self._run.log({"step": step, "validation/pictures": self._wandb.Image(picture)})
         tqdm.write(f"step {step}: validation {', '.join(f'{name} {value:.4g}' for name, value in scores.items())}")
+
+    def saved(self, step: int) -> None:
+        """Note in the log that the checkpoint of a step is on disk: a later run that does not find it will know.
+
+        Raises:
+            InputError: the log cannot be written.
+        """
+        if self._is_main:
+            with _writing(self._folder):
+                self._log.write(json.dumps({"step": step, "checkpoint": True}) + "\n")
+                self._log.flush()
 
     def _show(self, metrics: Mapping[str, Any]) -> None:
         assert self._bar is not None
@@ -312,21 +332,52 @@ class _Events:
         self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
-    """Cut from the log what is of later steps, or was cut short itself when a run was killed."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _is_up_to(line, step)]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Log what is being done, how long it has taken so far every `STILL_EVERY` seconds, and how long it took."""
+    log.info("%s", what)
+    start, done = time.perf_counter(), threading.Event()
 
+    def still() -> None:
+        while not done.wait(STILL_EVERY):
+            log.info("%s: %.0f s so far", what, time.perf_counter() - start)
 
-def _is_up_to(line: str, step: int) -> bool:
+    thread = threading.Thread(target=still, daemon=True)
+    thread.start()
     try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, TypeError, KeyError):
-        return False
+        yield
+    finally:
+        done.set()
+        thread.join()
+    log.info("%s: done in %.1f s", what, time.perf_counter() - start)
+
+
+def steps_logged(folder: pathlib.Path) -> tuple[int, bool]:
+    """The last step that a run's log has a line of (0 for none), and whether it says that a checkpoint was saved."""
+    lines = _lines(folder / LOG)
+    return max((step for step, _ in lines), default=0), any(CHECKPOINT in line for _, line in lines)
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+    """Cut from the log what is of later steps, or was cut short itself when a run was killed.
+
+    A run that starts over keeps the log of the one before it under another name.
+    """
+    lines = _lines(path)
+    if step == 0 and lines:
+        numbers = itertools.count(1)
+        path.rename(next(name for n in numbers if not (name := path.with_stem(f"{path.stem}-{n}")).exists()))
+    elif path.exists():
+        write_text(path, "".join(f"{line}\n" for number, line in lines if number <= step))
+
+
+def _lines(path: pathlib.Path) -> list[tuple[int, str]]:
+    """(step, line) for every whole line of a log."""
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+            lines.append((int(json.loads(line)["step"]), line))
+    return lines
 
 
 def _import_wandb(project: str) -> Any:

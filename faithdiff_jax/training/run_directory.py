@@ -19,15 +19,19 @@ from typing import IO, Any
 
 import yaml
 
-from faithdiff_jax.config import from_dict, load_yaml, to_dict
+from faithdiff_jax.config import from_dict, load_yaml, merged, to_dict
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.writing import write_text
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.training.config import FREE_TO_CHANGE, TrainConfig
+from faithdiff_jax.training.reporting import steps_logged
+from faithdiff_jax.training.saved_checkpoints import saved_steps
 from faithdiff_jax.weights.model_directory import CONFIG as MODEL_CONFIG
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
 FORMAT = 1
 CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 RESUMES = ("auto", "never", "must")
 ABSENT = "absent"
@@ -55,7 +59,7 @@ class RunDirectory:
     @property
     def checkpoints(self) -> pathlib.Path:
         """The folder of the Orbax checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def validation(self) -> pathlib.Path:
@@ -97,13 +101,14 @@ def open_run(
         path: RUN_DIR; a new or empty directory begins a run.
         config: the run's configuration, resolved.
         model_dir: the model directory that it starts from.
-        resume: "auto" begins or continues, "never" refuses a directory that holds a run, "must" one that holds none.
+        resume: "auto" begins or continues, "never" refuses a directory that holds a run, "must" one without a
+            checkpoint to resume from.
         is_main: whether this process writes.
 
     Raises:
         InputError: a directory of something else, one that another run writes to, or one whose run is not to be
-            continued, has another model, or another configuration (every difference is named; keys of
-            `FREE_TO_CHANGE` may differ).
+            continued, has lost its checkpoints, has another model, or another configuration (every difference is
+            named; keys of `FREE_TO_CHANGE` may differ).
     """
     if resume not in RESUMES:
         raise InputError(f"resume is {resume!r}: must be one of {', '.join(RESUMES)}")
@@ -159,7 +164,7 @@ def model_config(config: TrainConfig, model_dir: pathlib.Path | str) -> FaithDif
     architecture = ModelDirectory.open(model_dir).config
     if not config.model:
         return architecture
-    return from_dict(FaithDiffConfig, _over(to_dict(architecture), config.model), "model")
+    return from_dict(FaithDiffConfig, merged(to_dict(architecture), config.model), "model")
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -198,7 +203,28 @@ def _check(path: pathlib.Path, run: Run, resume: str, is_main: bool) -> Run | No
     ]
     if refused:
         raise InputError(f"{path}: its run has another configuration: {'; '.join(refused)}; give another --output")
+    if resume != "never":
+        _check_checkpoints(path, found, resume)
     return found
+
+
+def _check_checkpoints(path: pathlib.Path, found: Run, resume: str) -> None:
+    """Refuse to start a run over that had checkpoints.
+
+    One that was killed before its first was complete may start over, and then takes the same steps again.
+    """
+    checkpoints = path / CHECKPOINTS
+    if saved_steps(checkpoints):
+        return
+    step, had_checkpoints = steps_logged(path)
+    # Every save waits for the one before it, so that at the second the first was complete.
+    if had_checkpoints or (step and not checkpoints.is_dir()) or step >= 2 * found.config.checkpoint.every:
+        raise InputError(
+            f"{path}: its run took {step} steps and its checkpoints are gone from {checkpoints}: put them back, or "
+            f"give another --output to start over"
+        )
+    if resume == "must":
+        raise InputError(f"{path}: its run has no checkpoint yet to resume from; leave --resume must away to start it")
 
 
 def _read(path: pathlib.Path) -> Run | None:
@@ -221,19 +247,10 @@ def _read(path: pathlib.Path) -> Run | None:
 
 
 def _write_config(path: pathlib.Path, run: Run) -> None:
-    """Replace config.yaml as a whole: a reader, or a process killed here, finds the old one or the new one."""
+    """Replace config.yaml: a reader, or a process killed here, finds the old one or the new one."""
     model = {"directory": str(run.model_dir), "digest": run.digest}
     data = {"format": FORMAT, "model": model, "config": to_dict(run.config)}
-    part = path / f".{CONFIG}.partial"
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            yaml.safe_dump(data, file, sort_keys=False, allow_unicode=True, width=120)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path / CONFIG)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path / CONFIG}: cannot be written ({error.strerror})") from None
+    write_text(path / CONFIG, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))
 
 
 def _lock(path: pathlib.Path) -> IO[str]:
@@ -260,15 +277,8 @@ def _lock(path: pathlib.Path) -> IO[str]:
 
 def _is_ours(name: str) -> bool:
     """What a run that was killed as it began may have left."""
-    return name in (LOCK, f".{CONFIG}.partial")
+    return name in (LOCK, f".{CONFIG}.partial") or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def _said(value: Any) -> str:
     return value if value is ABSENT else json.dumps(value, ensure_ascii=False)
-
-
-def _over(base: Any, overrides: Any) -> Any:
-    """`overrides` put over `base`, mapping by mapping; any other value is replaced as a whole."""
-    if not isinstance(base, Mapping) or not isinstance(overrides, Mapping):
-        return overrides
-    return {**base, **{key: _over(base.get(key), value) for key, value in overrides.items()}}

@@ -18,7 +18,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from faithdiff_jax.diffusion import schedule
-from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.layers import rematerialise
 from faithdiff_jax.models.parts import Networks, numbered, unflatten
@@ -33,6 +32,7 @@ from faithdiff_jax.training.optimizer import (
     make_optimizer,
     update_average,
 )
+from faithdiff_jax.training.parameters import finite_each
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -58,7 +58,7 @@ def draw(
 ) -> Draws:
     """Draw for the samples in the given rows of the global batch; `shape` is a latent's (h, w, c)."""
 
-    def one(row):
+    def one(row: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row)
         for_timestep, for_noise, for_offset, for_vae = jax.random.split(key, 4)
         offset = noise_offset * jax.random.normal(for_offset, (1, 1, shape[-1]))
@@ -69,30 +69,6 @@ def draw(
         )
 
     return Draws(*jax.vmap(one)(rows))
-
-
-def check_batch(config: TrainConfig, model: FaithDiffConfig, devices: int, processes: int) -> None:
-    """See that the batch divides over accumulation rounds, devices and processes, before anything is allocated.
-
-    Raises:
-        InputError: it does not, or under `mixing="batch"` a group is not stated or would be torn apart.
-    """
-    alignment = model.alignment
-    unit = 1
-    if alignment.mixing == "batch":
-        if alignment.group is None:
-            raise InputError("model.alignment.group is null: mixing 'batch' needs the group's size to train, 16 say")
-        unit = alignment.group
-    if config.batch % processes:
-        raise InputError(f"batch is {config.batch}: must be a multiple of the processes, {processes}")
-    if config.batch % (config.accumulation * devices * unit):
-        groups = f" x alignment.group {unit}" if unit > 1 else ""
-        raise InputError(
-            f"batch is {config.batch}: must be a multiple of accumulation {config.accumulation} x "
-            f"{devices} devices{groups}, {config.accumulation * devices * unit}"
-        )
-    if config.data.crop % model.vae.factor:
-        raise InputError(f"data.crop is {config.data.crop}: must be a multiple of the VAE's {model.vae.factor}")
 
 
 class TrainStep:
@@ -159,7 +135,9 @@ class TrainStep:
         each = jnp.mean(jnp.abs(error) if self.config.loss == "l1" else error**2, axis=(1, 2, 3))
         return jnp.mean(each), each
 
-    def gradients(self, trained: Flat, frozen: Flat, batch: Batch, step: jax.Array) -> tuple[Flat, dict]:
+    def gradients(
+        self, trained: Flat, frozen: Flat, batch: Batch, step: jax.Array
+    ) -> tuple[Flat, dict[str, jax.Array]]:
         """Gradients of the mean loss over the whole batch, float32, and losses and timesteps of its samples.
 
         The batch is gone through in `accumulation` rounds. Each takes every so-manieth sample, so that all devices
@@ -169,7 +147,7 @@ class TrainStep:
         # Copies in the compute dtype: half the traffic where parameters are gathered for each block.
         compute = {path: array.astype(self.dtype) for path, array in trained.items()}
 
-        def one_round(part: Batch):
+        def one_round(part: Batch) -> tuple[Flat, dict[str, jax.Array]]:
             part = {name: self._constrain(array) for name, array in part.items()}
             draws = self._draw(part, step)
             (_, losses), gradients = jax.value_and_grad(self.loss, has_aux=True)(compute, frozen, part, draws)
@@ -179,7 +157,7 @@ class TrainStep:
         if rounds == 1:
             return one_round(batch)
 
-        def accumulate(total, part):
+        def accumulate(total: Flat, part: Batch) -> tuple[Flat, dict[str, jax.Array]]:
             gradients, seen = one_round(part)
             return jax.tree.map(jnp.add, total, gradients), seen
 
@@ -198,7 +176,7 @@ class TrainStep:
 
         Returns:
             The new state, and loss, gradient norms, learning rates, each sample's loss and timestep, and how many
-            steps were left out. A step whose loss or gradients are not finite changes no parameter.
+            steps were left out. A step whose loss, gradients or new parameters are not finite changes no parameter.
         """
         step, trained = state["step"], state["trained"]
         gradients, seen = self.gradients(trained, frozen, batch, step)
@@ -208,7 +186,9 @@ class TrainStep:
         if self.config.ema is not None:
             new["ema"] = update_average(self.config.ema, state["ema"], new["trained"], step)
 
+        # Whatever makes a parameter not finite, no state ever holds one.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite &= jnp.all(jnp.stack(list(finite_each(new["trained"]).values())))
         old = {key: state[key] for key in new}
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
         new["step"] = step + 1
@@ -246,7 +226,8 @@ class TrainStep:
     def _place(self, array: jax.Array) -> jax.Array:
         if self.mesh is None:
             return array
-        return jax.lax.with_sharding_constraint(array, parameter_sharding(self.mesh, array.shape))
+        placed: jax.Array = jax.lax.with_sharding_constraint(array, parameter_sharding(self.mesh, array.shape))
+        return placed
 
     def _replicate(self, metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
         if self.mesh is None:
