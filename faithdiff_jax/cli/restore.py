@@ -204,7 +204,7 @@ def _options(arguments: argparse.Namespace) -> tuple[RestoreOptions, "ModelDirec
     names = [field.name for field in dataclasses.fields(RestoreOptions)]
     given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     RestoreOptions(**given)  # flags out of their range are told before anything is read
-    stored = ModelDirectory.open(arguments.model)
+    stored = ModelDirectory.open(arguments.model or SMALL_MODEL)
     options = default_options(stored).replace(**given)
     options.check_against(stored.config)
     return options, stored
@@ -262,7 +262,12 @@ def _make_folder(folder: pathlib.Path) -> None:
 def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) -> None:
     """The command's flags: files and devices here, everything else from the fields of `options`."""
     add = parser.add_argument
-    add("--model", type=_path, default=SMALL_MODEL, metavar="DIR", help="model directory, from faithdiff convert")
+    add(
+        "--model",
+        type=_path,
+        metavar="DIR",
+        help="model directory, from faithdiff convert; else the small one included",
+    )
     add("--input", type=_path, required=True, metavar="PATH", help="a picture (JPEG, PNG, WebP, TIFF), or a folder")
     add("--output", type=_path, required=True, metavar="DIR", help="folder for the results")
     add("--format", choices=FORMATS, default="png", help="of the results; webp and tif are lossless too")
