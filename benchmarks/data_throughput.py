@@ -39,10 +39,10 @@ CAPTION = (
 STAGES = {
     "read": (("sources.py", "__getitem__"),),
     "decode": (("decode.py", "decode"),),
-    "crop": (("examples.py", "_crop_photo"),),
-    "degrade": (("degradation.py", "degrade"),),
+    "crop": (("samples.py", "_crop_photo"),),
+    "degrade": (("degrade.py", "degrade"),),
     "resize back up": (("Image.py", "resize"),),
-    "tokenise": (("text.py", "__call__"),),
+    "tokenise": (("tokenizers.py", "__call__"),),
     "to float": (("loader.py", "_stack_floats"),),
 }
 
@@ -76,7 +76,7 @@ def stage_shares(loader: Loader, batches: int) -> None:
         next(steps)
     profile.disable()
     stats = pstats.Stats(profile)
-    pairs, left = batches * loader.config.batch, stats.total_tt
+    pairs, left = batches * loader.batch, stats.total_tt
     print(f"{'stage':16}{'ms a pair':>10}{'share':>8}")
     rows = {stage: stage_seconds(stats, functions) for stage, functions in STAGES.items()}
     for stage, seconds in (*rows.items(), ("everything else", left - sum(rows.values()))):
@@ -99,7 +99,7 @@ def pairs_a_second(loader: Loader, batches: int) -> float:
         begin = time.perf_counter()
         for _ in range(batches):
             next(steps)
-        return batches * loader.config.batch / (time.perf_counter() - begin)
+        return batches * loader.batch / (time.perf_counter() - begin)
 
 
 def resident_bytes() -> list[int]:
