@@ -11,7 +11,7 @@ WORKERS ?= 2
 .PHONY: demo test test-slow lint docs dist clean
 
 demo: $(VENV)/installed
-	$(BIN)/python infer.py --input examples --output restored --overwrite --compare --references examples/originals \
+	$(BIN)/faithdiff restore --input examples --output restored --overwrite --compare --references examples/originals \
 		$(if $(MODEL),--model "$(MODEL)" --captions examples/captions --scale 4)
 
 # Without restarts, a worker that dies ends the run with the name of its test; with them, the run may never end.
@@ -42,12 +42,12 @@ dist: $(VENV)/installed-dist
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.py
 	$(BIN)/python -m pip install -q -e .
 	touch $@
 
 # PyTorch goes first: pip then keeps the build that is there instead of fetching another with CUDA.
-$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
+$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml setup.py
 	$(BIN)/python -m pip install -q $(TORCH) torch==2.13.0
 	$(BIN)/python -m pip install -q -e ".[test]"
 	touch $(VENV)/installed $@
@@ -56,7 +56,7 @@ $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/python -m pip install -q -e ".[docs]"
 	touch $@
 
-$(VENV)/installed-dist: $(VENV)/bin/python pyproject.toml
+$(VENV)/installed-dist: $(VENV)/bin/python pyproject.toml setup.py
 	$(BIN)/python -m pip install -q build twine
 	touch $@
 

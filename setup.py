@@ -1,20 +1,10 @@
-"""The one step of the build that pyproject.toml cannot state: `configs/` becomes part of the installed package."""
+"""What pyproject.toml cannot say: `configs/` of the repository is installed as `faithdiff_jax/configs`."""
 
-import pathlib
-import shutil
+from setuptools import find_packages, setup
 
-from setuptools import setup
-from setuptools.command.build_py import build_py
-
-
-class BuildWithConfigs(build_py):
-    """Copies `configs/` to `faithdiff_jax/configs/`; an editable installation finds it in the repository."""
-
-    def run(self) -> None:
-        """Build as usual, then copy."""
-        super().run()
-        if not self.editable_mode:
-            shutil.copytree("configs", pathlib.Path(self.build_lib, "faithdiff_jax", "configs"), dirs_exist_ok=True)
-
-
-setup(cmdclass={"build_py": BuildWithConfigs})
+setup(
+    include_package_data=False,
+    packages=[*find_packages(include=["faithdiff_jax*"]), "faithdiff_jax.configs"],
+    package_dir={"faithdiff_jax.configs": "configs"},
+    package_data={"faithdiff_jax": ["py.typed", "small_model/**/*"], "faithdiff_jax.configs": ["**/*"]},
+)

@@ -4,12 +4,15 @@ import pathlib
 
 import pytest
 
+from faithdiff_jax import config
 from faithdiff_jax.config import from_dict, load, load_yaml, override, to_dict
 from faithdiff_jax.data.degradation.config import DegradationConfig
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.config import CLIP_BIGG, FaithDiffConfig
+from faithdiff_jax.training.config import load_train_config
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+NO_STAGES = {"models/sd21", "models/sdxl", "tiny/model", "tiny/autoencoder"}
 
 
 def test_round_trip():
@@ -91,3 +94,31 @@ def test_files_that_are_no_configs(tmp_path):
 
 def test_bigg_is_openclips():
     assert (CLIP_BIGG.width, CLIP_BIGG.layers, CLIP_BIGG.projection) == (1280, 32, 1280)
+
+
+def test_configs_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config.find_config("stage2").read_text() == (CONFIGS / "stage2.yaml").read_text()
+    assert config.find_config("tiny/stage2") == config.CONFIGS / "tiny" / "stage2.yaml"
+    (tmp_path / "stage2").mkdir()
+    assert config.find_config("stage2") == config.CONFIGS / "stage2.yaml"
+    (tmp_path / "stage2.yaml").write_text("steps: 1")
+    assert config.find_config("stage2.yaml") == pathlib.Path("stage2.yaml")
+    for name in ("stage9", "", "../configs/stage2", "x" * 5000, "/stage2"):
+        with pytest.raises(InputError, match="no such file, nor the name of a configuration") as caught:
+            config.find_config(name)
+        assert "the names are ablations/diffusion_fixed, " in str(caught.value)
+    with pytest.raises(InputError, match="did you mean ablations/encoder_fixed"):
+        config.find_config("encoder_fixd")
+
+
+@pytest.mark.parametrize("name", [name for name in config.config_names() if name not in NO_STAGES])
+def test_every_stage_is_read_by_its_name(name):
+    load_train_config(name)
+
+
+def test_a_file_extends_one_that_comes_with_the_package(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: ablations/encoder_fixed\nsteps: 7\n")
+    (tmp_path / "more.yaml").write_text("extends: mine.yaml\nbatch: 512\n")
+    read = load_train_config(tmp_path / "more.yaml")
+    assert (read.steps, read.batch, sorted(read.groups)) == (7, 512, ["rest"])

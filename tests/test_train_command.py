@@ -217,3 +217,20 @@ def test_the_script_as_it_is_called(tmp_path):
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--processes", "0"], "--processes: '0': must be a whole number, from 1"),
+        (["--processes", "²"], "must be a whole number"),
+        (["--coordinator", "host", "--processes", "2", "--process-id", "0"], "must be HOST:PORT"),
+        (["--coordinator", "host:0", "--processes", "2", "--process-id", "0"], "must be HOST:PORT"),
+        (["--coordinator", "host:1", "--processes", "2", "--process-id", "2"], "--process-id 2: must be below"),
+        (["--coordinator", "host:1", "--processes", "2", "--process-id", "-1"], "--process-id"),
+        (["--coordinator", "h:1", "--processes", "2", "--process-id", "1", "--distributed"], "leave them out"),
+        (["--distributed"], "--distributed: no cluster found here"),
+    ],
+)
+def test_processes_that_do_not_fit(flags, message, tmp_path, capsys):
+    refused(place().command(tmp_path / "run", {}, *flags), message, capsys, tmp_path)

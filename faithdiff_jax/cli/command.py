@@ -25,7 +25,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         plain = action.default is None or action.default == "" or isinstance(action.default, bool | list)
-        return action.help if plain else super()._get_help_string(action)
+        return action.help if plain or "default: " in (action.help or "") else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
