@@ -44,7 +44,7 @@ def test_overrides_are_yaml():
         ("unet.channels=wide", "unet.channels is 'wide': must be a list"),
         ("unet.channels=[33, 64, 128]", "channels has 33: must be a multiple of norm_groups, 32"),
         ("unet.channels=[]", "channels is empty"),
-        ("unet.heads=[5, 10]", "heads is .5, 10.: needs one number a level, 3"),
+        ("unet.heads=[5, 10]", "heads is .5, 10.: needs one number per level, 3"),
         ("unet.heads=[5, 10, 7]", "heads has 7: must divide its level's channels, 1280"),
         ("unet.transformer_depth=[0, -1, 1]", "transformer_depth is"),
         ("unet.resnets_per_level=0", "resnets_per_level is 0: must be at least 1"),
@@ -118,7 +118,7 @@ def test_every_stage_is_read_by_its_name(name):
 
 
 def test_a_file_extends_one_that_comes_with_the_package(tmp_path):
-    (tmp_path / "mine.yaml").write_text("extends: ablations/encoder_fixed\nsteps: 7\n")
+    (tmp_path / "mine.yaml").write_text("extends: ablations/encoder_fixed\nsteps: 700\n")
     (tmp_path / "more.yaml").write_text("extends: mine.yaml\nbatch: 512\n")
     read = load_train_config(tmp_path / "more.yaml")
-    assert (read.steps, read.batch, sorted(read.groups)) == (7, 512, ["rest"])
+    assert (read.steps, read.batch, sorted(read.groups)) == (700, 512, ["rest"])

@@ -229,7 +229,6 @@ def test_the_script_as_it_is_called(tmp_path):
         (["--coordinator", "host:1", "--processes", "2", "--process-id", "2"], "--process-id 2: must be below"),
         (["--coordinator", "host:1", "--processes", "2", "--process-id", "-1"], "--process-id"),
         (["--coordinator", "h:1", "--processes", "2", "--process-id", "1", "--distributed"], "leave them out"),
-        (["--distributed"], "--distributed: no cluster found here"),
     ],
 )
 def test_processes_that_do_not_fit(flags, message, tmp_path, capsys):
