@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import port
 import pytest
 from parity import assert_parity
-from port import normal
 
 from faithdiff_jax.models import attention as module
 from faithdiff_jax.models.attention import attention, choose, trace_for, use_implementation
+
+
+def normal(rng, *shape):
+    return jnp.asarray(port.normal(rng, *shape))
 
 
 def definition(q, k, v, causal=False):

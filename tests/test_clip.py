@@ -173,10 +173,10 @@ def test_too_many_tokens_are_refused():
     [
         ({"layers": 0}, "layers is 0: must be at least 1"),
         ({"projection": 0}, "projection is 0: must be at least 1"),
-        ({"heads": 5}, r"width is 24, it must be a multiple of heads \(5\)"),
-        ({"activation": "relu"}, "activation is 'relu', it must be one of quick_gelu, gelu"),
-        ({"output": "last"}, "output is 'last', it must be one of penultimate, final"),
-        ({"end_token": 59}, r"end_token is 59, it must be in 0\.\.58"),
+        ({"heads": 5}, r"width is 24: must be a multiple of heads, 5"),
+        ({"activation": "relu"}, "activation is 'relu': must be one of quick_gelu, gelu"),
+        ({"output": "last"}, "output is 'last': must be one of penultimate, final"),
+        ({"end_token": 59}, r"end_token is 59: must be in 0\.\.58"),
     ],
 )
 def test_config_names_what_is_wrong(change, message):

@@ -1,14 +1,22 @@
 """Config files: read, overridden, refused."""
 
+import dataclasses
+import math
 import pathlib
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from faithdiff_jax import config
 from faithdiff_jax.config import from_dict, load, load_yaml, override, to_dict
 from faithdiff_jax.data.degradation.config import DegradationConfig
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.alignment import AlignmentConfig
+from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.config import CLIP_BIGG, FaithDiffConfig
+from faithdiff_jax.models.unet import UNetConfig
+from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.training.config import load_train_config
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -122,3 +130,45 @@ def test_a_file_extends_one_that_comes_with_the_package(tmp_path):
     (tmp_path / "more.yaml").write_text("extends: mine.yaml\nbatch: 512\n")
     read = load_train_config(tmp_path / "more.yaml")
     assert (read.steps, read.batch, sorted(read.groups)) == (700, 512, ["rest"])
+
+
+NONSENSE = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from([0, -1, 10**9, 10**30, math.nan, math.inf, -math.inf, 0.5, 2.0, "", "4", (), (0,), {}, b"2"]),
+    st.integers(max_value=0),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(-1, 3), max_size=3).map(tuple),
+)
+SIZES = [
+    (cls, field.name)
+    for cls in (UNetConfig, VAEConfig, AlignmentConfig, TextEncoderConfig)
+    for field in dataclasses.fields(cls)
+    if isinstance(field.default, int) or field.name in ("channels", "heads", "transformer_depth")
+]
+
+
+@pytest.mark.parametrize(("cls", "name"), SIZES, ids=lambda x: getattr(x, "__name__", x))
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(value=NONSENSE)
+@example(value=0)
+@example(value=10**9)
+@example(value=True)
+@example(value=())
+def test_sizes_refuse_nonsense_by_name(cls, name, value):
+    """At once and whatever the type: nothing is counted, divided by or built first."""
+    whole = type(value) is int
+    depths = isinstance(value, tuple) and len(value) == 3 and all(item in range(257) for item in value)
+    heads = depths and set(value) <= {1, 2}
+    right = {
+        "end_token": whole and value == 0,
+        "transformer_depth": depths,
+        "heads": heads,
+        "pooled_dim": value is None,
+    }
+    if right.get(name):
+        return
+    with pytest.raises(ValueError, match=name) as caught:
+        cls(**{name: value})
+    assert "\n" not in str(caught.value)

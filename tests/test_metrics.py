@@ -117,8 +117,12 @@ def test_pictures_that_cannot_be_compared(measure):
         measure(image, image[:, :49])
     with pytest.raises(InputError, match=r"pictures of 50x10 pixels .*each side must have at least 11"):
         measure(image[:10], image[:10])
+
+
+def test_pictures_of_another_type_are_named(unchecked):
+    image = photograph(40, 50)
     with pytest.raises(ValueError, match="reference is float32"):
-        measure(image, image.astype(np.float32))
+        psnr(image, image.astype(np.float32))
 
 
 def test_side_by_side_keeps_the_pixels():

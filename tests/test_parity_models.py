@@ -114,7 +114,7 @@ def test_vae_clips_the_log_variance(rng):
     ours = nnx.eval_shape(lambda: VAE(VAE_CONFIG, rngs=nnx.Rngs(0)))  # sampling needs no parameters
     moments = np.zeros((1, 1, 2, 8), np.float32)
     moments[0, 0, :, 4:] = np.array([[100.0], [-100.0]])
-    sampled = np.asarray(ours.sample(moments, np.ones((1, 1, 2, 4), np.float32))) / 0.13025
+    sampled = np.asarray(ours.sample(jnp.asarray(moments), jnp.ones((1, 1, 2, 4)))) / 0.13025
     np.testing.assert_allclose(sampled[0, 0, :, 0], [np.exp(10.0), np.exp(-15.0)], rtol=1e-5)
 
 

@@ -2,12 +2,16 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Int32
 
-MOST_TRAIN_STEPS = 100_000
+Latents = Float[Array, "b h w c"] | Float[np.ndarray, "b h w c"]
+Timesteps = Int[Array, "*b"] | Int[np.ndarray, "*b"] | int
+"""One for all samples of a batch, or one for each."""
+
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+MOST_TRAIN_STEPS = 100_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,13 +42,13 @@ class ScheduleConfig:
             raise ValueError(f"prediction is {self.prediction!r}: must be one of {', '.join(PREDICTIONS)}")
 
 
-def alphas_cumprod(config: ScheduleConfig) -> np.ndarray:
-    """(train_steps,) float32: the share of the clean signal's variance left at each timestep."""
+def alphas_cumprod(config: ScheduleConfig) -> Float32[np.ndarray, "train_steps"]:
+    """(train_steps,): the share of the clean signal's variance left at each timestep."""
     betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.train_steps, dtype=np.float32) ** 2
     return np.cumprod(1.0 - betas, dtype=np.float32)
 
 
-def timesteps(config: ScheduleConfig, steps: int) -> np.ndarray:
+def timesteps(config: ScheduleConfig, steps: int) -> Int32[np.ndarray, "{steps}"]:
     """(steps,) int32, falling: "leading" spacing, 951, 901, ... 1 for 20 steps of 1000.
 
     With as many steps as training has, the offset leads one past the last timestep; the published sampler lets it,
@@ -59,7 +63,7 @@ def timesteps(config: ScheduleConfig, steps: int) -> np.ndarray:
     return (np.arange(steps - 1, -1, -1) * spacing + config.steps_offset).astype(np.int32)
 
 
-def sigmas(config: ScheduleConfig, steps: int) -> np.ndarray:
+def sigmas(config: ScheduleConfig, steps: int) -> Float32[np.ndarray, "{steps}+1"]:
     """(steps + 1,) float32: noise over signal, sqrt((1 - a) / a), at each of `timesteps`, then 0.
 
     Source: Karras et al. 2022 (EDM) in the form of k-diffusion, which the published sampler uses.
@@ -75,7 +79,7 @@ def init_noise_sigma(config: ScheduleConfig, steps: int) -> float:
     return float((sigmas(config, steps)[0] ** 2 + 1) ** 0.5)
 
 
-def add_noise(config: ScheduleConfig, latents: jax.Array, noise: jax.Array, timestep: jax.Array | int) -> jax.Array:
+def add_noise(config: ScheduleConfig, latents: Latents, noise: Latents, timestep: Timesteps) -> Float[Array, "b h w c"]:
     """The forward process q(x_t | x_0): sqrt(a_t) * latents + sqrt(1 - a_t) * noise (paper, equation 2).
 
     Args:
@@ -91,21 +95,22 @@ def add_noise(config: ScheduleConfig, latents: jax.Array, noise: jax.Array, time
     return signal * latents + deviation * noise
 
 
-def target(config: ScheduleConfig, latents: jax.Array, noise: jax.Array, timestep: jax.Array | int) -> jax.Array:
-    """What the UNet is to put out for the `add_noise` of the same arguments, (B, h, w, c).
+def target(config: ScheduleConfig, latents: Latents, noise: Latents, timestep: Timesteps) -> Float[Array, "b h w c"]:
+    """What the UNet should predict for the `add_noise` of the same arguments, (B, h, w, c).
 
     The noise, or v = sqrt(a_t) * noise - sqrt(1 - a_t) * latents (Salimans and Ho 2022, appendix D), or the latents.
     """
     if config.prediction == "epsilon":
-        return noise
+        return jnp.asarray(noise)
     if config.prediction == "sample":
-        return latents
+        return jnp.asarray(latents)
     signal, deviation = _rates(config, timestep)
     return signal * noise - deviation * latents
 
 
-def to_noise(config: ScheduleConfig, output: jax.Array, noisy: jax.Array, timestep: jax.Array | int) -> jax.Array:
-    """The noise that the UNet's output for `noisy` says, all (B, h, w, c); `noisy` is of unit variance."""
+def to_noise(config: ScheduleConfig, output: Latents, noisy: Latents, timestep: Timesteps) -> Float[Array, "b h w c"]:
+    """The noise that the UNet's output for `noisy` stands for, all (B, h, w, c); `noisy` has unit variance."""
+    output, noisy = jnp.asarray(output), jnp.asarray(noisy)
     if config.prediction == "epsilon":
         return output
     signal, deviation = _rates(config, timestep)
@@ -114,7 +119,7 @@ def to_noise(config: ScheduleConfig, output: jax.Array, noisy: jax.Array, timest
     return signal * output + deviation * noisy
 
 
-def _rates(config: ScheduleConfig, timestep: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+def _rates(config: ScheduleConfig, timestep: Timesteps) -> tuple[Float32[Array, "_ 1 1 1"], Float32[Array, "_ 1 1 1"]]:
     """sqrt(a_t) and sqrt(1 - a_t), broadcasting over (B, h, w, c)."""
     alpha = jnp.reshape(jnp.asarray(alphas_cumprod(config))[timestep], (-1, 1, 1, 1))
     return jnp.sqrt(alpha), jnp.sqrt(1 - alpha)

@@ -9,8 +9,13 @@ import math
 
 import cv2
 import numpy as np
+from jaxtyping import Float64, UInt8
 
 from faithdiff_jax.errors import InputError
+
+Restored = UInt8[np.ndarray, "h w 3"]
+Reference = UInt8[np.ndarray, "H W 3"]
+"""Of the restored picture's size, or InputError says so."""
 
 WINDOW, SIGMA = 11, 1.5
 SMALLEST_SIDE = WINDOW
@@ -19,7 +24,7 @@ _NO_EDGE = 1e-9  # gray levels a pixel: what rounding leaves of the gradient of 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def psnr(restored: np.ndarray, reference: np.ndarray) -> float:
+def psnr(restored: Restored, reference: Reference) -> float:
     """Peak signal-to-noise ratio in dB over all pixels and channels; infinite for equal pictures.
 
     Raises:
@@ -30,7 +35,7 @@ def psnr(restored: np.ndarray, reference: np.ndarray) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def ssim(restored: np.ndarray, reference: np.ndarray) -> float:
+def ssim(restored: Restored, reference: Reference) -> float:
     """Structural similarity, up to 1, the mean over the channels.
 
     The window is an 11x11 Gaussian with sigma 1.5, K1 = 0.01, K2 = 0.03; the mean is over the places where the window
@@ -54,7 +59,7 @@ def ssim(restored: np.ndarray, reference: np.ndarray) -> float:
     return float(np.mean(luminance * structure))
 
 
-def gmsd(restored: np.ndarray, reference: np.ndarray) -> float:
+def gmsd(restored: Restored, reference: Reference) -> float:
     """Gradient magnitude similarity deviation: 0 for equal pictures, larger for worse ones (0.35 is very bad).
 
     The spread, over the picture, of how alike the edge strengths are: edges that are lost, moved or made up where the
@@ -72,7 +77,7 @@ def gmsd(restored: np.ndarray, reference: np.ndarray) -> float:
     return float(np.std(similarity, ddof=1))
 
 
-def sharpness_ratio(restored: np.ndarray, reference: np.ndarray) -> float:
+def sharpness_ratio(restored: Restored, reference: Reference) -> float:
     """Mean gradient magnitude over the reference's: below 1 is smoother than the reference, above 1 rougher.
 
     Of the luma at full size, by Prewitt's operator, without the outermost pixels. This says how much edge there is, not
@@ -91,7 +96,7 @@ def sharpness_ratio(restored: np.ndarray, reference: np.ndarray) -> float:
     return float(ours / theirs)
 
 
-def _check(restored: np.ndarray, reference: np.ndarray) -> None:
+def _check(restored: Restored, reference: Reference) -> None:
     for name, picture in (("restored", restored), ("reference", reference)):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(f"{name} is {picture.dtype} {picture.shape}: must be uint8 (height, width, 3)")
@@ -103,25 +108,28 @@ def _check(restored: np.ndarray, reference: np.ndarray) -> None:
         raise InputError(f"pictures of {size} pixels cannot be compared: each side must have at least {SMALLEST_SIDE}")
 
 
-def _window(x: np.ndarray) -> np.ndarray:
+def _window(x: Float64[np.ndarray, "H W c"]) -> Float64[np.ndarray, "h w c"]:
     """Gaussian means of (H, W, C) float64 where the window lies inside: (H - 10, W - 10, C)."""
     inside = WINDOW // 2
     return cv2.GaussianBlur(x, (WINDOW, WINDOW), SIGMA)[inside:-inside, inside:-inside]
 
 
-def _luma(picture: np.ndarray) -> np.ndarray:
-    return picture.astype(np.float64) @ _LUMA
+def _luma(picture: UInt8[np.ndarray, "h w 3"]) -> Float64[np.ndarray, "h w"]:
+    luma: Float64[np.ndarray, "h w"] = picture.astype(np.float64) @ _LUMA
+    return luma
 
 
-def _halved(x: np.ndarray) -> np.ndarray:
+def _halved(x: Float64[np.ndarray, "H W"]) -> Float64[np.ndarray, "h w"]:
     """Means of 2x2 pixels; an odd last row or column is averaged with zeros, as published."""
     x = np.pad(x, ((0, x.shape[0] % 2), (0, x.shape[1] % 2)))
-    return (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
+    means: Float64[np.ndarray, "h w"] = (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
+    return means
 
 
-def _gradient_magnitude(x: np.ndarray) -> np.ndarray:
+def _gradient_magnitude(x: Float64[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w"]:
     """Prewitt gradients of (H, W), a third of the 3x3 sums each, with zeros beyond the border."""
     difference, total = np.array([-1.0, 0.0, 1.0]) / 3, np.ones(3)
     across = cv2.sepFilter2D(x, cv2.CV_64F, difference, total, borderType=cv2.BORDER_CONSTANT)
     down = cv2.sepFilter2D(x, cv2.CV_64F, total, difference, borderType=cv2.BORDER_CONSTANT)
-    return np.hypot(across, down)
+    magnitude: Float64[np.ndarray, "h w"] = np.hypot(across, down)
+    return magnitude

@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from faithdiff_jax.evaluation.metrics import gmsd, psnr, sharpness_ratio, ssim
 
-MEASURES: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
+Picture = UInt8[np.ndarray, "_ _ 3"]
+
+MEASURES: Mapping[str, Callable[[Picture, Picture], float]] = {
     "PSNR": psnr, "SSIM": ssim, "GMSD": gmsd, "sharpness": sharpness_ratio,
 }  # fmt: skip
 DIGITS = {"PSNR": 2, "SSIM": 4, "GMSD": 4, "sharpness": 2}
@@ -19,12 +22,12 @@ DIGITS = {"PSNR": 2, "SSIM": 4, "GMSD": 4, "sharpness": 2}
 class Case(NamedTuple):
     """One picture to restore: `low` (h, w, 3) uint8, its caption, and `reference` (H, W, 3) uint8, the truth."""
 
-    low: np.ndarray
+    low: Picture
     caption: str
-    reference: np.ndarray
+    reference: Picture
 
 
-Restore = Callable[[np.ndarray, str], np.ndarray]
+Restore = Callable[[Picture, str], Picture]
 """A low-quality picture and its caption -> the restored picture, of the reference's size."""
 
 

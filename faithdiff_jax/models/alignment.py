@@ -8,20 +8,20 @@ of the batch. `mixing` names what attends to what:
 
     none      each position to itself alone: what the released weights compute on one image
     batch     each position over a group of `group` samples: the published training code
-    spatial   each position over the positions of its own image: the paper's text (section 3.2)
+    spatial   each position over the positions of its own image: as the paper describes it (section 3.2)
 
 `Addition` takes the module's place in the paper's ablation: one convolution for each input, added.
 """
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from faithdiff_jax.models.attention import attention
-from faithdiff_jax.models.convolution import conv3x3, group_norm
-from faithdiff_jax.models.layers import quick_gelu, run_block
+from faithdiff_jax.models.layers import Layers, quick_gelu, run_block
 from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_sizes
 
 KINDS = ("transformer", "add")
@@ -33,7 +33,7 @@ class AlignmentConfig:
     """Sizes of the aligner; its width is twice the UNet's first level, its input the LQ encoder's last."""
 
     kind: str = "transformer"
-    """"transformer" for `Alignment`; "add" for `Addition`, which the other fields do not bear on."""
+    """"transformer" for `Alignment`; "add" for `Addition`, which ignores the other fields."""
     mixing: str = "none"
     group: int | None = None
     """Samples that attend to each other under `mixing="batch"`; None for the whole batch."""
@@ -55,13 +55,12 @@ class AlignmentConfig:
 class ConditionEmbedding(nnx.Module):
     """Norm, convolution, SiLU, zero-initialised convolution: LQ features at the UNet's first width."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int, *, rngs: nnx.Rngs, **kernel):
-        self.norm_in = group_norm(in_channels, groups, 1e-6, rngs=rngs, **kernel)
-        self.conv_in = conv3x3(in_channels, in_channels, rngs=rngs, **kernel)
-        zeros = nnx.initializers.zeros_init()
-        self.conv_out = conv3x3(in_channels, out_channels, rngs=rngs, kernel_init=zeros, **kernel)
+    def __init__(self, in_channels: int, out_channels: int, groups: int, *, make: Layers):
+        self.norm_in = make.group_norm(in_channels, groups, epsilon=1e-6)
+        self.conv_in = make.conv3x3(in_channels, in_channels)
+        self.conv_out = make.conv3x3(in_channels, out_channels, zeros=True)
 
-    def __call__(self, features: jax.Array) -> jax.Array:
+    def __call__(self, features: Float[Array, "b h w f"]) -> Float[Array, "b h w c"]:
         """(B, h, w, in) -> (B, h, w, out)."""
         return self.conv_out(nnx.silu(self.conv_in(self.norm_in(features))))
 
@@ -69,37 +68,38 @@ class ConditionEmbedding(nnx.Module):
 class AlignmentBlock(nnx.Module):
     """Attention and a QuickGELU feed-forward of twice the width, each normalised before and added after."""
 
-    def __init__(self, dim: int, heads: int, *, rngs: nnx.Rngs, **kernel):
+    def __init__(self, dim: int, heads: int, *, make: Layers):
         self.heads = heads
-        self.ln_1 = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs, **kernel)
-        self.in_proj = nnx.Linear(dim, 3 * dim, rngs=rngs, **kernel)
-        self.out_proj = nnx.Linear(dim, dim, rngs=rngs, **kernel)
-        self.ln_2 = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs, **kernel)
-        self.c_fc = nnx.Linear(dim, 2 * dim, rngs=rngs, **kernel)
-        self.c_proj = nnx.Linear(2 * dim, dim, rngs=rngs, **kernel)
+        self.ln_1 = make.layer_norm(dim, epsilon=1e-5)
+        self.in_proj = make.linear(dim, 3 * dim)
+        self.out_proj = make.linear(dim, dim)
+        self.ln_2 = make.layer_norm(dim, epsilon=1e-5)
+        self.c_fc = make.linear(dim, 2 * dim)
+        self.c_proj = make.linear(2 * dim, dim)
 
-    def __call__(self, tokens: jax.Array, mixing: str, group: int) -> jax.Array:
+    def __call__(self, tokens: Float[Array, "b n c"], mixing: str, group: int) -> Float[Array, "b n c"]:
         """(B, N, dim) -> (B, N, dim)."""
         normed = self.ln_1(tokens)
         mixed = self._values(normed) if mixing == "none" else self._mix(normed, mixing, group)
         tokens = tokens + self.out_proj(mixed)
         return tokens + self.c_proj(quick_gelu(self.c_fc(self.ln_2(tokens))))
 
-    def _values(self, normed: jax.Array) -> jax.Array:
+    def _values(self, normed: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """The values alone: over a single key the softmax is one, so queries and keys do not matter."""
         dim = normed.shape[-1]
         assert self.in_proj.bias is not None
-        kernel, bias = self.in_proj.kernel[:, 2 * dim :], self.in_proj.bias[2 * dim :]
+        kernel: Array = self.in_proj.kernel[:, 2 * dim :]
+        bias: Array = self.in_proj.bias[2 * dim :]
         return normed @ kernel.astype(normed.dtype) + bias.astype(normed.dtype)[None, None]
 
-    def _mix(self, normed: jax.Array, mixing: str, group: int) -> jax.Array:
+    def _mix(self, normed: Float[Array, "b n c"], mixing: str, group: int) -> Float[Array, "b n c"]:
         q, k, v = jnp.split(self.in_proj(normed), 3, axis=-1)
         batch, positions, dim = q.shape
         if mixing == "spatial":
             shape = (batch, positions, self.heads, dim // self.heads)
             return attention(q.reshape(shape), k.reshape(shape), v.reshape(shape)).reshape(q.shape)
 
-        def by_position(x):  # (B, N, dim) -> (B/group * N, group, heads, dim/heads)
+        def by_position(x: Array) -> Array:  # (B, N, dim) -> (B/group * N, group, heads, dim/heads)
             groups = x.reshape(batch // group, group, positions, dim).swapaxes(1, 2)
             return groups.reshape(-1, group, self.heads, dim // self.heads)
 
@@ -117,28 +117,27 @@ class Alignment(nnx.Module):
         hidden_channels: int,
         *,
         rngs: nnx.Rngs,
-        dtype=None,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
     ):
-        kernel = {"dtype": dtype, "param_dtype": param_dtype}
+        make = Layers(rngs, dtype, param_dtype)
         width = 2 * hidden_channels
         if width % config.heads:
             raise ValueError(f"heads is {config.heads}: must divide the aligner's width, {width}")
         if feature_channels % config.norm_groups:
             raise ValueError(f"norm_groups is {config.norm_groups}: must divide the features' {feature_channels}")
         self.config = config
-        self.condition_embedding = ConditionEmbedding(
-            feature_channels, hidden_channels, config.norm_groups, rngs=rngs, **kernel
-        )
-        self.blocks = nnx.List([AlignmentBlock(width, config.heads, rngs=rngs, **kernel) for _ in range(config.layers)])
-        zeros = nnx.initializers.zeros_init()
-        self.spatial_ch_projs = nnx.Linear(width, hidden_channels, kernel_init=zeros, rngs=rngs, **kernel)
+        self.condition_embedding = ConditionEmbedding(feature_channels, hidden_channels, config.norm_groups, make=make)
+        self.blocks = nnx.List([AlignmentBlock(width, config.heads, make=make) for _ in range(config.layers)])
+        self.spatial_ch_projs = make.linear(width, hidden_channels, zeros=True)
 
-    def embed(self, features: jax.Array) -> jax.Array:
+    def embed(self, features: Float[Array, "b h w f"]) -> Float[Array, "b h w c"]:
         """LQ features (B, h, w, feature_channels) -> condition (B, h, w, hidden_channels); once an image."""
         return run_block(self.condition_embedding, features)
 
-    def __call__(self, hidden: jax.Array, condition: jax.Array, *, group: int | None = None) -> jax.Array:
+    def __call__(
+        self, hidden: Float[Array, "b h w c"], condition: Float[Array, "b h w c"], *, group: int | None = None
+    ) -> Float[Array, "b h w c"]:
         """Aligned hidden state, in place of the UNet's own.
 
         Args:
@@ -167,17 +166,23 @@ class Addition(nnx.Module):
     """
 
     def __init__(
-        self, feature_channels: int, hidden_channels: int, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32
+        self,
+        feature_channels: int,
+        hidden_channels: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
     ):
-        kernel = {"dtype": dtype, "param_dtype": param_dtype}
-        zeros = nnx.initializers.zeros_init()
-        self.conv = conv3x3(feature_channels, hidden_channels, kernel_init=zeros, rngs=rngs, **kernel)
+        self.conv = Layers(rngs, dtype, param_dtype).conv3x3(feature_channels, hidden_channels, zeros=True)
 
-    def embed(self, features: jax.Array) -> jax.Array:
+    def embed(self, features: Float[Array, "b h w f"]) -> Float[Array, "b h w c"]:
         """LQ features (B, h, w, feature_channels) -> condition (B, h, w, hidden_channels); once an image."""
         return self.conv(features)
 
-    def __call__(self, hidden: jax.Array, condition: jax.Array, *, group: int | None = None) -> jax.Array:
+    def __call__(
+        self, hidden: Float[Array, "b h w c"], condition: Float[Array, "b h w c"], *, group: int | None = None
+    ) -> Float[Array, "b h w c"]:
         """The sum, (B, h, w, hidden_channels); `group` is as in `Alignment`, of samples that are not mixed here."""
         return hidden + condition
 
@@ -188,11 +193,10 @@ def make_alignment(
     hidden_channels: int,
     *,
     rngs: nnx.Rngs,
-    dtype=None,
-    param_dtype=jnp.float32,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
 ) -> Alignment | Addition:
     """The module of the config's kind, between features of `feature_channels` and the UNet's first width."""
-    options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
     if config.kind == "add":
-        return Addition(feature_channels, hidden_channels, **options)
-    return Alignment(config, feature_channels, hidden_channels, **options)
+        return Addition(feature_channels, hidden_channels, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+    return Alignment(config, feature_channels, hidden_channels, rngs=rngs, dtype=dtype, param_dtype=param_dtype)

@@ -11,6 +11,11 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+Queries = Float[Array, "b n heads d"]
+KeysOrValues = Float[Array, "b m heads d"]
 
 IMPLEMENTATIONS = ("cudnn", "splash", "heads", "xla")
 PLATFORMS = ("cuda", "rocm", "tpu", "cpu")
@@ -28,7 +33,7 @@ _implementation: contextvars.ContextVar[str | None] = contextvars.ContextVar("im
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False) -> jax.Array:
+def attention(q: Queries, k: KeysOrValues, v: KeysOrValues, *, causal: bool = False) -> Queries:
     """Softmax(q k^T / sqrt(dim)) v, with the softmax in float32.
 
     Args:
@@ -52,7 +57,9 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False)
     return _xla(q, k, v, causal)
 
 
-def choose(platform: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype, *, causal: bool = False) -> str:
+def choose(
+    platform: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype: DTypeLike, *, causal: bool = False
+) -> str:
     """Name the implementation for these operands: one of `IMPLEMENTATIONS`.
 
     cuDNN takes 16-bit floats and head sizes up to 128 in steps of 8; the TPU kernel pays from 4,096 tokens up and
@@ -103,12 +110,12 @@ def _set(variable: contextvars.ContextVar[str | None], value: str) -> Iterator[N
         variable.reset(token)
 
 
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+def _cudnn(q: Queries, k: KeysOrValues, v: KeysOrValues, causal: bool) -> Queries:
     """cuDNN's flash attention; odd lengths (77 text tokens) are filled up, since its gradient takes even ones only."""
     batch, queries, _, _ = q.shape
     keys = k.shape[1]
 
-    def even(x: jax.Array) -> jax.Array:
+    def even(x: Array) -> Array:
         return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
 
     # A causal mask hides the key that was added from every query but the one that was added.
@@ -119,45 +126,46 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
     return out[:, :queries]
 
 
-def _xla(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+def _xla(q: Queries, k: KeysOrValues, v: KeysOrValues, causal: bool) -> Queries:
     """Plain attention; when the score matrix would be large, a loop over query chunks keeps one chunk's scores."""
     batch, queries, heads, _ = q.shape
     chunks = math.ceil(batch * heads * queries * k.shape[1] / SCORES_IN_MEMORY)
     if chunks == 1 or causal:
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="xla")
     parts = _chunked(q.swapaxes(0, 1), math.ceil(queries / chunks)).swapaxes(1, 2)
-    out = jax.lax.map(lambda part: jax.nn.dot_product_attention(part, k, v, implementation="xla"), parts)
+    out: Array = jax.lax.map(lambda part: jax.nn.dot_product_attention(part, k, v, implementation="xla"), parts)
     return out.swapaxes(0, 1).reshape(batch, -1, heads, q.shape[-1])[:, :queries]
 
 
-def _heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _heads(q: Queries, k: KeysOrValues, v: KeysOrValues) -> Queries:
     """One head, and at most `HEADS_QUERIES` of its queries, after the other."""
     batch, queries, heads, dim = q.shape
 
-    def by_head(x):  # (batch, tokens, heads, dim) -> (batch * heads, tokens, dim)
+    def by_head(x: Array) -> Array:  # (batch, tokens, heads, dim) -> (batch * heads, tokens, dim)
         return x.swapaxes(1, 2).reshape(batch * heads, -1, dim)
 
-    def head(operands):
+    def head(operands: tuple[Array, Array, Array]) -> Array:
         q, k, v = operands
 
-        def some(q):
+        def some(q: Array) -> Array:
             scores = ((q * dim**-0.5) @ k.T).astype(jnp.float32)
             weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
             return (weights.astype(v.dtype) @ v) / weights.sum(axis=-1, keepdims=True).astype(v.dtype)
 
-        return jax.lax.map(some, _chunked(q, min(HEADS_QUERIES, queries))).reshape(-1, dim)[:queries]
+        mixed: Array = jax.lax.map(some, _chunked(q, min(HEADS_QUERIES, queries)))
+        return mixed.reshape(-1, dim)[:queries]
 
-    out = jax.lax.map(head, (by_head(q), by_head(k), by_head(v)))
+    out: Array = jax.lax.map(head, (by_head(q), by_head(k), by_head(v)))
     return out.reshape(batch, heads, queries, dim).swapaxes(1, 2)
 
 
-def _chunked(x: jax.Array, chunk: int) -> jax.Array:
+def _chunked(x: Array, chunk: int) -> Array:
     """(n, ...) -> (ceil(n / chunk), chunk, ...), filled up with zeros."""
     padded = jnp.pad(x, ((0, -len(x) % chunk), *((0, 0),) * (x.ndim - 1)))
     return padded.reshape(-1, chunk, *x.shape[1:])
 
 
-def _splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
+def _splash(q: Queries, k: KeysOrValues, v: KeysOrValues, *, interpret: bool = False) -> Queries:
     """TPU flash attention (Pallas splash kernel, no mask). Zeros pad head sizes under 128, which is exact."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
@@ -180,4 +188,5 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False
     pad = [(0, 0)] * 3 + [(0, -dim % 128)]
     # The kernel does not scale; it takes (heads, tokens, dim) and is mapped over the batch.
     operands = [jnp.pad(x, pad).swapaxes(1, 2) for x in (q * dim**-0.5, k, v)]
-    return jax.vmap(kernel)(*operands).swapaxes(1, 2)[..., :dim].astype(q.dtype)
+    mixed: Array = jax.vmap(kernel)(*operands)
+    return mixed.swapaxes(1, 2)[..., :dim].astype(q.dtype)

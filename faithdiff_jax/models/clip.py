@@ -1,19 +1,20 @@
 """The CLIP text encoder: OpenAI's CLIP-L, OpenCLIP's bigG with its projection, and OpenCLIP's H as SD 2.1 uses it."""
 
-from dataclasses import dataclass
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Integer
 
 from faithdiff_jax.models.attention import attention
-from faithdiff_jax.models.layers import quick_gelu, scan_stack, stack
+from faithdiff_jax.models.layers import Layers, quick_gelu, scan_stack
 from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_sizes
 
-LAYER_NORM_EPSILON = 1e-5
 
-
-def exact_gelu(values: jax.Array) -> jax.Array:
+def exact_gelu(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """GELU through the error function, as OpenCLIP has it."""
     return jax.nn.gelu(values, approximate=False)
 
@@ -23,7 +24,7 @@ LARGEST_VOCABULARY = 10_000_000
 OUTPUTS = ("penultimate", "final")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
     """Sizes and choices of one text encoder; the defaults are CLIP-L's.
 
@@ -34,7 +35,6 @@ class TextEncoderConfig:
     `output` says which hidden state is handed out: "penultimate", the last layer's input, not normalised (SDXL), or
     "final", the last layer's output after the final layer norm (SD 2.1). `projection` is the width of the pooled
     projection, None where there is none. `end_token` ends a caption; the pooled state is taken at the first one.
-    A value out of range raises ValueError with the field's name, the value and the limit.
     """
 
     vocab_size: int = 49408
@@ -54,38 +54,38 @@ class TextEncoderConfig:
         check_sizes(self, 1, LARGEST_VOCABULARY, "vocab_size")
         check_sizes(self, 0, LARGEST_VOCABULARY, "end_token")
         if self.width % self.heads:
-            raise ValueError(f"width is {self.width}, it must be a multiple of heads ({self.heads})")
+            raise ValueError(f"width is {self.width}: must be a multiple of heads, {self.heads}")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {self.activation!r}, it must be one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"activation is {self.activation!r}: must be one of {', '.join(ACTIVATIONS)}")
         if self.output not in OUTPUTS:
-            raise ValueError(f"output is {self.output!r}, it must be one of {', '.join(OUTPUTS)}")
+            raise ValueError(f"output is {self.output!r}: must be one of {', '.join(OUTPUTS)}")
         if not 0 <= self.end_token < self.vocab_size:
-            raise ValueError(f"end_token is {self.end_token}, it must be in 0..{self.vocab_size - 1} (vocab_size - 1)")
+            raise ValueError(f"end_token is {self.end_token}: must be in 0..{self.vocab_size - 1} (vocab_size - 1)")
 
 
 class TextBlock(nnx.Module):
     """One layer: causal self-attention, then an MLP, each after a layer norm and added back."""
 
-    def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
-        width, kinds = config.width, {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+    def __init__(self, config: TextEncoderConfig, *, make: Layers):
+        width = config.width
         self.heads = config.heads
         self.activation = config.activation
-        self.layer_norm1 = layer_norm(width, **kinds)
-        self.q_proj = nnx.Linear(width, width, **kinds)
-        self.k_proj = nnx.Linear(width, width, **kinds)
-        self.v_proj = nnx.Linear(width, width, **kinds)
-        self.out_proj = nnx.Linear(width, width, **kinds)
-        self.layer_norm2 = layer_norm(width, **kinds)
-        self.fc1 = nnx.Linear(width, config.mlp_width, **kinds)
-        self.fc2 = nnx.Linear(config.mlp_width, width, **kinds)
+        self.layer_norm1 = make.layer_norm(width, epsilon=1e-5)
+        self.q_proj = make.linear(width, width)
+        self.k_proj = make.linear(width, width)
+        self.v_proj = make.linear(width, width)
+        self.out_proj = make.linear(width, width)
+        self.layer_norm2 = make.layer_norm(width, epsilon=1e-5)
+        self.fc1 = make.linear(width, config.mlp_width)
+        self.fc2 = make.linear(config.mlp_width, width)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """(B, N, width) -> (B, N, width); a token sees itself and those before it."""
         tokens = tokens + self.attend(self.layer_norm1(tokens))
         hidden = ACTIVATIONS[self.activation](self.fc1(self.layer_norm2(tokens)))
         return tokens + self.fc2(hidden)
 
-    def attend(self, tokens: jax.Array) -> jax.Array:
+    def attend(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Attend over the earlier tokens: (B, N, width) -> (B, N, width)."""
         split = (*tokens.shape[:2], self.heads, tokens.shape[2] // self.heads)
         query, key, value = (project(tokens).reshape(split) for project in (self.q_proj, self.k_proj, self.v_proj))
@@ -100,24 +100,31 @@ class TextEncoder(nnx.Module):
     as the parameters are); layer norm statistics and the softmax stay in float32.
     """
 
-    def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
-        kinds = {"dtype": dtype, "param_dtype": param_dtype}
+    def __init__(
+        self,
+        config: TextEncoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        make = Layers(rngs, dtype, param_dtype)
         self.config = config
-        self.token_embedding = nnx.Embed(config.vocab_size, config.width, rngs=rngs, **kinds)
-        self.position_embedding = nnx.Embed(config.positions, config.width, rngs=rngs, **kinds)
-        self.blocks = stack(lambda layer_rngs: TextBlock(config, rngs=layer_rngs, **kinds), config.layers, rngs)
-        self.final_layer_norm = layer_norm(config.width, rngs=rngs, **kinds)
+        self.token_embedding = make.embedding(config.vocab_size, config.width)
+        self.position_embedding = make.embedding(config.positions, config.width)
+        self.blocks = make.stack(lambda make: TextBlock(config, make=make), config.layers)
+        self.final_layer_norm = make.layer_norm(config.width, epsilon=1e-5)
         self.text_projection = (
-            nnx.Linear(config.width, config.projection, use_bias=False, rngs=rngs, **kinds)
-            if config.projection is not None
-            else None
+            None if config.projection is None else make.linear(config.width, config.projection, use_bias=False)
         )
 
-    def __call__(self, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, token_ids: Integer[Array, "b n"]) -> tuple[Float[Array, "b n d"], Float[Array, "b p"]]:
         """Encode captions: (B, N) integers -> hidden (B, N, width), pooled (B, projection or width).
 
-        N may be anything up to `positions`; more raises ValueError. A row without an end token is pooled at its first
-        token, as the published encoders do.
+        A row without an end token is pooled at its first token, as the published encoders do.
+
+        Raises:
+            ValueError: N is above `positions`.
         """
         length = token_ids.shape[1]
         if length > self.config.positions:
@@ -126,7 +133,7 @@ class TextEncoder(nnx.Module):
 
         # Carrying the layer's input along with its output yields the penultimate state without keeping all of them,
         # and without cutting the last layer's parameters out of the stack.
-        def layer(block, carry, _):
+        def layer(block: TextBlock, carry: tuple[Array, Array], _: Any) -> tuple[Array, Array]:
             tokens, _ = carry
             return block(tokens), tokens
 
@@ -134,7 +141,7 @@ class TextEncoder(nnx.Module):
         hidden = penultimate if self.config.output == "penultimate" else self.final_layer_norm(last)
         return hidden, self.pool(last, token_ids)
 
-    def pool(self, last: jax.Array, token_ids: jax.Array) -> jax.Array:
+    def pool(self, last: Float[Array, "b n d"], token_ids: Integer[Array, "b n"]) -> Float[Array, "b p"]:
         """Pick each caption's state at its first end token, normalise and project it.
 
         `last` (B, N, width) is the last layer's output. Folders whose config has `eos_token_id` 2 ask transformers
@@ -143,10 +150,3 @@ class TextEncoder(nnx.Module):
         first_end = jnp.argmax(token_ids == self.config.end_token, axis=1)
         pooled = self.final_layer_norm(last[jnp.arange(len(last)), first_end])
         return pooled if self.text_projection is None else self.text_projection(pooled)
-
-
-def layer_norm(width: int, *, rngs: nnx.Rngs, dtype, param_dtype) -> nnx.LayerNorm:
-    """Make CLIP's layer norm: epsilon 1e-5, variance from the centred values."""
-    return nnx.LayerNorm(
-        width, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, rngs=rngs, dtype=dtype, param_dtype=param_dtype
-    )

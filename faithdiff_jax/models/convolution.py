@@ -1,18 +1,10 @@
 """The convolutional blocks that the UNet and the VAE share. All arrays are (B, H, W, C)."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-
-def conv3x3(in_channels: int, out_channels: int, *, rngs: nnx.Rngs, **kernel) -> nnx.Conv:
-    """A 3x3 convolution that keeps the size: one pixel of zeros on every side."""
-    return nnx.Conv(in_channels, out_channels, (3, 3), padding=1, rngs=rngs, **kernel)
-
-
-def group_norm(channels: int, groups: int, epsilon: float, *, rngs: nnx.Rngs, **kernel) -> nnx.GroupNorm:
-    """Group normalisation with its statistics in float32 and an exact (two-pass) variance."""
-    return nnx.GroupNorm(channels, num_groups=groups, epsilon=epsilon, use_fast_variance=False, rngs=rngs, **kernel)
+from faithdiff_jax.models.layers import Layers, Padding
 
 
 class ResnetBlock(nnx.Module):
@@ -29,18 +21,19 @@ class ResnetBlock(nnx.Module):
         embedding_dim: int | None,
         groups: int,
         epsilon: float,
-        rngs: nnx.Rngs,
-        **kernel,
+        make: Layers,
     ):
-        self.norm1 = group_norm(in_channels, groups, epsilon, rngs=rngs, **kernel)
-        self.conv1 = conv3x3(in_channels, out_channels, rngs=rngs, **kernel)
-        self.time_emb_proj = nnx.Linear(embedding_dim, out_channels, rngs=rngs, **kernel) if embedding_dim else None
-        self.norm2 = group_norm(out_channels, groups, epsilon, rngs=rngs, **kernel)
-        self.conv2 = conv3x3(out_channels, out_channels, rngs=rngs, **kernel)
+        self.norm1 = make.group_norm(in_channels, groups, epsilon=epsilon)
+        self.conv1 = make.conv3x3(in_channels, out_channels)
+        self.time_emb_proj = None if embedding_dim is None else make.linear(embedding_dim, out_channels)
+        self.norm2 = make.group_norm(out_channels, groups, epsilon=epsilon)
+        self.conv2 = make.conv3x3(out_channels, out_channels)
         fits = in_channels == out_channels
-        self.conv_shortcut = None if fits else nnx.Conv(in_channels, out_channels, (1, 1), rngs=rngs, **kernel)
+        self.conv_shortcut = None if fits else make.conv1x1(in_channels, out_channels)
 
-    def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "b h w i"], embedding: Float[Array, "b e"] | None = None
+    ) -> Float[Array, "b h w o"]:
         """(B, H, W, in), (B, embedding_dim) -> (B, H, W, out)."""
         hidden = self.conv1(nnx.silu(self.norm1(x)))
         if self.time_emb_proj is not None:
@@ -53,10 +46,10 @@ class ResnetBlock(nnx.Module):
 class Downsample(nnx.Module):
     """A stride-2 convolution. The UNet pads every side by one (`padding=1`), the VAE only right and bottom."""
 
-    def __init__(self, channels: int, *, padding, rngs: nnx.Rngs, **kernel):
-        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=padding, rngs=rngs, **kernel)
+    def __init__(self, channels: int, *, padding: Padding, make: Layers):
+        self.conv = make.conv3x3(channels, channels, stride=2, padding=padding)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """(B, H, W, C) -> (B, H/2, W/2, C), halves rounded up (UNet) or down (VAE)."""
         return self.conv(x)
 
@@ -64,10 +57,10 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Nearest-neighbour doubling, cut to the wanted size, then a convolution."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs, **kernel):
-        self.conv = conv3x3(channels, channels, rngs=rngs, **kernel)
+    def __init__(self, channels: int, *, make: Layers):
+        self.conv = make.conv3x3(channels, channels)
 
-    def __call__(self, x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"], size: tuple[int, int] | None = None) -> Float[Array, "b h2 w2 c"]:
         """(B, H, W, C) -> (B, 2H, 2W, C), or `size`, of which each side may be one less than double.
 
         Cutting the last row of a doubled image is what torch's nearest resize to an odd size gives.

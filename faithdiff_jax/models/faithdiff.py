@@ -1,8 +1,9 @@
 """FaithDiff assembled: LQ features -> aligner -> UNet."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Real
 
 from faithdiff_jax.models.alignment import AlignmentConfig, make_alignment
 from faithdiff_jax.models.unet import TextKeysValues, UNet, UNetConfig
@@ -19,23 +20,24 @@ class Denoiser(nnx.Module):
         feature_channels: int,
         *,
         rngs: nnx.Rngs,
-        dtype=None,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
     ):
-        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        self.unet = UNet(unet, **options)
-        self.alignment = make_alignment(alignment, feature_channels, unet.channels[0], **options)
+        self.unet = UNet(unet, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.alignment = make_alignment(
+            alignment, feature_channels, unet.channels[0], rngs=rngs, dtype=dtype, param_dtype=param_dtype
+        )
 
     def denoise(
         self,
-        latents: jax.Array,
-        embedding: jax.Array,
-        condition: jax.Array,
+        latents: Float[Array, "b h w c"],
+        embedding: Float[Array, "kb e"],
+        condition: Float[Array, "b h w d"],
         text: TextKeysValues,
         *,
         group: int | None = None,
-    ) -> jax.Array:
-        """Predict the noise from what was prepared once an image.
+    ) -> Float[Array, "kb h w o"]:
+        """Predict the noise from what was prepared once per image.
 
         Args:
             latents: (B, h, w, c), divided by sqrt(sigma^2 + 1).
@@ -54,14 +56,14 @@ class Denoiser(nnx.Module):
 
     def __call__(
         self,
-        latents: jax.Array,
-        timesteps: jax.Array,
-        features: jax.Array,
-        context: jax.Array,
-        pooled: jax.Array | None = None,
-        time_ids: jax.Array | None = None,
-    ) -> jax.Array:
-        """Predict the noise from scratch, one text a latent; shapes as in `UNet.__call__`, features (B, h, w, F)."""
+        latents: Float[Array, "b h w c"],
+        timesteps: Real[Array, "b"],
+        features: Float[Array, "b h w f"],
+        context: Float[Array, "b m d"],
+        pooled: Float[Array, "b p"] | None = None,
+        time_ids: Real[Array, "b 6"] | None = None,
+    ) -> Float[Array, "b h w o"]:
+        """Predict the noise from scratch, one text per latent; shapes as in `UNet.__call__`, features (B, h, w, F)."""
         embedding = self.unet.embed_timesteps(timesteps) + self.unet.embed_added(pooled, time_ids)
         return self.denoise(latents, embedding, self.alignment.embed(features), self.unet.project_text(context))
 
@@ -77,21 +79,22 @@ class FaithDiffModel(nnx.Module):
         lq_features: str = "penultimate",
         *,
         rngs: nnx.Rngs,
-        dtype=None,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
     ):
-        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        self.lq_encoder = make_lq_encoder(lq_encoder, lq_features, **options)
-        self.denoiser = Denoiser(unet, alignment, feature_channels(lq_encoder, lq_features), **options)
+        self.lq_encoder = make_lq_encoder(lq_encoder, lq_features, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.denoiser = Denoiser(
+            unet, alignment, feature_channels(lq_encoder, lq_features), rngs=rngs, dtype=dtype, param_dtype=param_dtype
+        )
 
     def __call__(
         self,
-        latents: jax.Array,
-        timesteps: jax.Array,
-        lq_images: jax.Array,
-        context: jax.Array,
-        pooled: jax.Array | None = None,
-        time_ids: jax.Array | None = None,
-    ) -> jax.Array:
+        latents: Float[Array, "b h w c"],
+        timesteps: Real[Array, "b"],
+        lq_images: Float[Array, "b H W i"],
+        context: Float[Array, "b m d"],
+        pooled: Float[Array, "b p"] | None = None,
+        time_ids: Real[Array, "b 6"] | None = None,
+    ) -> Float[Array, "b h w o"]:
         """(B, h, w, c) latents and (B, H, W, 3) LQ images in [-1, 1] -> predicted noise (B, h, w, c)."""
         return self.denoiser(latents, timesteps, self.lq_encoder(lq_images), context, pooled, time_ids)

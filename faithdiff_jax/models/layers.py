@@ -1,16 +1,22 @@
-"""Parts that several models share: stacks of equal blocks, rematerialisation, QuickGELU."""
+"""What several models share: the layers they are made of, stacks of equal blocks, rematerialisation, QuickGELU."""
 
 import contextlib
 import contextvars
+import dataclasses
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
+Padding = int | tuple[tuple[int, int], tuple[int, int]]
+"""Zeros around an image: on every side, or (top, bottom) and (left, right)."""
 
 # What of a block's inside is kept from the forward for the backward pass; its inputs always are.
 POLICIES: dict[str, Callable[..., Any]] = {
@@ -19,6 +25,71 @@ POLICIES: dict[str, Callable[..., Any]] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Makes the layers of a model, with what they share: the random keys, the compute type, the parameters' type.
+
+    `dtype` None computes in the type of parameters and inputs. Norms take their statistics in float32, with an exact
+    (two-pass) variance. Arrays of convolutions are (B, H, W, C).
+    """
+
+    rngs: nnx.Rngs
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    def linear(self, inputs: int, outputs: int, *, use_bias: bool = True, zeros: bool = False) -> nnx.Linear:
+        """A linear layer; with `zeros` its kernel starts at zero."""
+        return nnx.Linear(
+            inputs, outputs, use_bias=use_bias, kernel_init=_kernel_init(zeros), rngs=self.rngs, **self._types
+        )
+
+    def conv1x1(self, inputs: int, outputs: int) -> nnx.Conv:
+        """A linear layer for each pixel."""
+        return nnx.Conv(inputs, outputs, (1, 1), rngs=self.rngs, **self._types)
+
+    def conv3x3(
+        self, inputs: int, outputs: int, *, stride: int = 1, padding: Padding = 1, zeros: bool = False
+    ) -> nnx.Conv:
+        """A 3x3 convolution; it keeps the size unless told otherwise. With `zeros` its kernel starts at zero."""
+        return nnx.Conv(
+            inputs,
+            outputs,
+            (3, 3),
+            strides=stride,
+            padding=padding,
+            kernel_init=_kernel_init(zeros),
+            rngs=self.rngs,
+            **self._types,
+        )
+
+    def group_norm(self, channels: int, groups: int, *, epsilon: float) -> nnx.GroupNorm:
+        """Group normalisation."""
+        return nnx.GroupNorm(
+            channels, num_groups=groups, epsilon=epsilon, use_fast_variance=False, rngs=self.rngs, **self._types
+        )
+
+    def layer_norm(self, width: int, *, epsilon: float) -> nnx.LayerNorm:
+        """Layer normalisation."""
+        return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=self.rngs, **self._types)
+
+    def embedding(self, entries: int, width: int) -> nnx.Embed:
+        """A table of vectors."""
+        return nnx.Embed(entries, width, rngs=self.rngs, **self._types)
+
+    def stack(self, make_block: Callable[["Layers"], Block], depth: int) -> Block:
+        """`stack` of blocks whose layers are made like these, each block from keys of its own."""
+        return stack(lambda rngs: make_block(dataclasses.replace(self, rngs=rngs)), depth, self.rngs)
+
+    @property
+    def _types(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+
+def _kernel_init(zeros: bool) -> nnx.Initializer:
+    return nnx.initializers.zeros_init() if zeros else nnx.initializers.lecun_normal()
+
+
 _policy: contextvars.ContextVar[str] = contextvars.ContextVar("rematerialisation", default="none")
 
 
@@ -26,9 +97,9 @@ def rematerialise(policy: str) -> contextlib.AbstractContextManager[None]:
     """Choose what every block traced inside keeps for its gradient, and what it computes again (Chen et al. 2016).
 
     "none" keeps every activation (as outside); "full" keeps the blocks' inputs only, at the price of a second
-    forward pass; "dots" keeps the results of linear layers as well, and computes convolutions and norms again, and
-    attention where it is not a loop (as it is on CPU). Values do not change. A program that is compiled already
-    stays as it was traced. On CPU memory is saved in stacks alone: XLA merges there what is computed twice elsewhere.
+    forward pass; "dots" keeps the results of linear layers as well, and recomputes convolutions and norms, and
+    attention where it is not a loop (as it is on CPU). Values do not change, nor does a program that is compiled
+    already. On CPU, memory is saved in stacks only: elsewhere XLA merges what would be computed twice.
 
     Raises:
         ValueError: another policy.
@@ -47,35 +118,41 @@ def _set_policy(policy: str) -> Iterator[None]:
         _policy.reset(token)
 
 
-def run_block(block: Block, *arrays: Any, call: Callable[..., Any] = operator.call) -> Any:
+def run_block(block: Block, *arrays: Any, call: Callable[..., Array] = operator.call) -> Array:
     """`block(*arrays)`, rematerialised as `rematerialise` says; `arrays` are pytrees of arrays.
 
-    `call(block, *arrays)` runs something else than the block's `__call__`, or binds arguments that are no arrays.
+    `call(block, *arrays)` runs something other than the block's `__call__`, or binds arguments that are not arrays.
     """
     if _policy.get() == "none":
         return call(block, *arrays)
     graph, parameters = nnx.split(block)
-    run = jax.checkpoint(
-        lambda parameters, *arrays: call(nnx.merge(graph, parameters), *arrays), policy=POLICIES[_policy.get()]
-    )
-    return run(parameters, *arrays)
+
+    def run(parameters: Any, *arrays: Any) -> Array:
+        return call(nnx.merge(graph, parameters), *arrays)
+
+    result: Array = jax.checkpoint(run, policy=POLICIES[_policy.get()])(parameters, *arrays)
+    return result
 
 
 def stack(make_block: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
     """Make `depth` equal blocks as one module whose every parameter has a leading axis of `depth`.
 
     `make_block(rngs)` builds one block; each layer is initialised from its own key. The result is not called itself:
-    `scan_stack` runs it. A depth below one raises ValueError.
+    `scan_stack` runs it.
+
+    Raises:
+        ValueError: a depth below one.
     """
     if depth < 1:
         raise ValueError(f"depth is {depth}, a stack needs at least 1")
 
     @nnx.split_rngs(splits=depth)
     @nnx.vmap(in_axes=0, out_axes=0)
-    def make_layers(layer_rngs):
+    def make_layers(layer_rngs: nnx.Rngs) -> Block:
         return make_block(layer_rngs)
 
-    return make_layers(rngs)
+    stacked: Block = make_layers(rngs)
+    return stacked
 
 
 def scan_stack(stacked: Block, carry: Carry, fn: Callable[[Block, Carry, Any], Carry], xs: Any = None) -> Carry:
@@ -87,7 +164,7 @@ def scan_stack(stacked: Block, carry: Carry, fn: Callable[[Block, Carry, Any], C
     """
     graph, layers = nnx.split(stacked)
 
-    def step(carry, layer):
+    def step(carry: Carry, layer: tuple[Any, Any]) -> tuple[Carry, None]:
         parameters, x = layer
         return fn(nnx.merge(graph, parameters), carry, x), None
 
@@ -97,6 +174,6 @@ def scan_stack(stacked: Block, carry: Carry, fn: Callable[[Block, Carry, Any], C
     return jax.lax.scan(step, carry, (layers, xs))[0]
 
 
-def quick_gelu(values: jax.Array) -> jax.Array:
+def quick_gelu(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Approximate GELU as OpenAI's CLIP does: `x * sigmoid(1.702 x)`."""
     return values * jax.nn.sigmoid(1.702 * values)

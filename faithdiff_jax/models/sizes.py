@@ -1,5 +1,6 @@
 """Ranges of the whole numbers in a configuration, checked before anything is built from them."""
 
+import typing
 from typing import Any
 
 LARGEST_WIDTH = 65_536
@@ -10,21 +11,29 @@ MOST_LEVELS = 10
 def check_sizes(config: Any, least: int, most: int, *names: str) -> None:
     """Raise ValueError unless the fields named are whole numbers from `least` to `most`.
 
-    A tuple is checked number by number, and None is passed over.
+    A field whose default is a tuple holds one per level, each of which is checked; None passes where its type has it.
     """
     for name in names:
         value = getattr(config, name)
-        for size in value if isinstance(value, tuple) else () if value is None else (value,):
+        if value is None and type(None) in typing.get_args(config.__dataclass_fields__[name].type):
+            continue
+        per_level = isinstance(getattr(type(config), name), tuple)
+        if isinstance(value, tuple) != per_level:
+            wanted = "a list, one whole number per level" if per_level else "a whole number"
+            raise ValueError(f"{name} is {value!r:.60}: must be {wanted}")
+        for size in value if isinstance(value, tuple) else (value,):
             if not isinstance(size, int) or isinstance(size, bool):
-                raise ValueError(f"{name} is {value!r}: must be a whole number")
+                raise ValueError(f"{name} is {value!r:.60}: must be a whole number")
             if size < least:
                 raise ValueError(f"{name} is {value}: must be at least {least}")
             if size > most:
-                raise ValueError(f"{name} is {value}: must be at most {most:,}")
+                raise ValueError(f"{name} is {value!r:.60}: must be at most {most:,}")
 
 
 def check_levels(channels: tuple[int, ...]) -> None:
     """Raise ValueError unless there is a level, and no more than any picture has."""
+    if not isinstance(channels, tuple):
+        raise ValueError(f"channels is {channels!r:.60}: must be a list, one whole number per level")
     if not channels:
         raise ValueError("channels is empty: at least one level is needed")
     if len(channels) > MOST_LEVELS:

@@ -10,18 +10,24 @@ FaithDiff's aligner sits between `conv_in` and `from_hidden`. Module names follo
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Real
 
 from faithdiff_jax.models.attention import attention
-from faithdiff_jax.models.convolution import Downsample, ResnetBlock, Upsample, conv3x3, group_norm
-from faithdiff_jax.models.layers import run_block, scan_stack, stack
+from faithdiff_jax.models.convolution import Downsample, ResnetBlock, Upsample
+from faithdiff_jax.models.layers import Layers, run_block, scan_stack
 from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_levels, check_sizes
 
-TextKeysValues = list[tuple[jax.Array, jax.Array]]
+KeysValues = tuple[Float[Array, "*layers b m heads d"], Float[Array, "*layers b m heads d"]]
+"""Of one attention, or of every block of a stack."""
+TextKeysValues = list[tuple[Float[Array, "_ _ m _ _"], Float[Array, "_ _ m _ _"]]]
+"""Of every transformer of a UNet, in the order in which it meets them; each (depth, B, M, heads, dim / heads)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,7 @@ class UNetConfig:
     def __post_init__(self) -> None:
         check_levels(self.channels)
         check_sizes(self, 1, LARGEST_WIDTH, "in_channels", "out_channels", "channels", "context_dim", "pooled_dim")
-        check_sizes(self, 1, LARGEST_WIDTH, "time_id_dim", "norm_groups")
+        check_sizes(self, 1, LARGEST_WIDTH, "time_id_dim", "norm_groups", "heads")
         check_sizes(self, 1, MOST_LAYERS, "resnets_per_level", "mid_transformer_depth")
         check_sizes(self, 0, MOST_LAYERS, "transformer_depth")
         levels = len(self.channels)
@@ -68,12 +74,12 @@ class UNetConfig:
 
     @property
     def smallest_side(self) -> int:
-        """The least latent height or width: one pixel is left at the coarsest level."""
-        return 2 ** (len(self.channels) - 1)
+        """The smallest latent height or width: it leaves one pixel at the coarsest level."""
+        return 1 << (len(self.channels) - 1)
 
 
-def sinusoidal_embedding(positions: jax.Array, dim: int) -> jax.Array:
-    """(...,) numbers -> (..., dim) float32: cosines first, then sines, wavelengths up to 10,000 (Ho et al. 2020)."""
+def sinusoidal_embedding(positions: Real[Array, "*shape"], dim: int) -> Float32[Array, "*shape {dim}"]:
+    """(...,) numbers -> (..., dim), even: cosines first, then sines, wavelengths up to 10,000 (Ho et al. 2020)."""
     half = dim // 2
     frequencies = jnp.exp(-math.log(10_000) / half * jnp.arange(half, dtype=jnp.float32))
     angles = positions.astype(jnp.float32)[..., None] * frequencies.reshape((1,) * positions.ndim + (half,))
@@ -83,23 +89,23 @@ def sinusoidal_embedding(positions: jax.Array, dim: int) -> jax.Array:
 class EmbeddingMLP(nnx.Module):
     """Two linear layers with a SiLU between."""
 
-    def __init__(self, in_dim: int, dim: int, *, rngs: nnx.Rngs, **kernel):
-        self.linear_1 = nnx.Linear(in_dim, dim, rngs=rngs, **kernel)
-        self.linear_2 = nnx.Linear(dim, dim, rngs=rngs, **kernel)
+    def __init__(self, in_dim: int, dim: int, *, make: Layers):
+        self.linear_1 = make.linear(in_dim, dim)
+        self.linear_2 = make.linear(dim, dim)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., in_dim) -> (..., dim)."""
+    def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b d"]:
+        """(B, in_dim) -> (B, dim)."""
         return self.linear_2(nnx.silu(self.linear_1(x)))
 
 
 class FeedForward(nnx.Module):
     """GEGLU: half of the projection gates the other half."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs, **kernel):
-        self.proj_in = nnx.Linear(dim, 8 * dim, rngs=rngs, **kernel)
-        self.proj_out = nnx.Linear(4 * dim, dim, rngs=rngs, **kernel)
+    def __init__(self, dim: int, *, make: Layers):
+        self.proj_in = make.linear(dim, 8 * dim)
+        self.proj_out = make.linear(4 * dim, dim)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """(B, N, dim) -> (B, N, dim)."""
         hidden, gate = jnp.split(self.proj_in(tokens), 2, axis=-1)
         return self.proj_out(hidden * nnx.gelu(gate, approximate=False))
@@ -108,38 +114,38 @@ class FeedForward(nnx.Module):
 class MultiHeadAttention(nnx.Module):
     """Attention with keys and values from the same tokens or from a context; only the output has a bias."""
 
-    def __init__(self, dim: int, context_dim: int, heads: int, *, rngs: nnx.Rngs, **kernel):
+    def __init__(self, dim: int, context_dim: int, heads: int, *, make: Layers):
         self.heads = heads
-        self.to_q = nnx.Linear(dim, dim, use_bias=False, rngs=rngs, **kernel)
-        self.to_k = nnx.Linear(context_dim, dim, use_bias=False, rngs=rngs, **kernel)
-        self.to_v = nnx.Linear(context_dim, dim, use_bias=False, rngs=rngs, **kernel)
-        self.to_out = nnx.Linear(dim, dim, rngs=rngs, **kernel)
+        self.to_q = make.linear(dim, dim, use_bias=False)
+        self.to_k = make.linear(context_dim, dim, use_bias=False)
+        self.to_v = make.linear(context_dim, dim, use_bias=False)
+        self.to_out = make.linear(dim, dim)
 
-    def keys_values(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def keys_values(self, context: Float[Array, "b m c"]) -> KeysValues:
         """(B, M, context_dim) -> keys and values, each (B, M, heads, dim / heads)."""
         return self._split(self.to_k(context)), self._split(self.to_v(context))
 
-    def __call__(self, tokens: jax.Array, keys_values: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def __call__(self, tokens: Float[Array, "b n c"], keys_values: KeysValues) -> Float[Array, "b n c"]:
         """(B, N, dim) and the pair from `keys_values` -> (B, N, dim)."""
         mixed = attention(self._split(self.to_q(tokens)), *keys_values)
         return self.to_out(mixed.reshape(tokens.shape))
 
-    def _split(self, x: jax.Array) -> jax.Array:
+    def _split(self, x: Float[Array, "b n c"]) -> Float[Array, "b n heads d"]:
         return x.reshape(*x.shape[:-1], self.heads, -1)
 
 
 class TransformerBlock(nnx.Module):
     """Self-attention, attention to the text, feed-forward; each normalised before and added after."""
 
-    def __init__(self, dim: int, context_dim: int, heads: int, *, rngs: nnx.Rngs, **kernel):
-        self.norm1 = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs, **kernel)
-        self.attn1 = MultiHeadAttention(dim, dim, heads, rngs=rngs, **kernel)
-        self.norm2 = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs, **kernel)
-        self.attn2 = MultiHeadAttention(dim, context_dim, heads, rngs=rngs, **kernel)
-        self.norm3 = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs, **kernel)
-        self.ff = FeedForward(dim, rngs=rngs, **kernel)
+    def __init__(self, dim: int, context_dim: int, heads: int, *, make: Layers):
+        self.norm1 = make.layer_norm(dim, epsilon=1e-5)
+        self.attn1 = MultiHeadAttention(dim, dim, heads, make=make)
+        self.norm2 = make.layer_norm(dim, epsilon=1e-5)
+        self.attn2 = MultiHeadAttention(dim, context_dim, heads, make=make)
+        self.norm3 = make.layer_norm(dim, epsilon=1e-5)
+        self.ff = FeedForward(dim, make=make)
 
-    def __call__(self, tokens: jax.Array, text: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def __call__(self, tokens: Float[Array, "b n c"], text: KeysValues) -> Float[Array, "b n c"]:
         """(B, N, dim) and the text's keys and values -> (B, N, dim)."""
         normed = self.norm1(tokens)
         tokens = tokens + self.attn1(normed, self.attn1.keys_values(normed))
@@ -150,18 +156,19 @@ class TransformerBlock(nnx.Module):
 class SpatialTransformer(nnx.Module):
     """A stack of transformer blocks over the pixels of a feature map, added to it."""
 
-    def __init__(self, dim: int, context_dim: int, heads: int, depth: int, *, groups: int, rngs: nnx.Rngs, **kernel):
-        self.norm = group_norm(dim, groups, 1e-6, rngs=rngs, **kernel)
-        self.proj_in = nnx.Linear(dim, dim, rngs=rngs, **kernel)
-        self.blocks = stack(lambda r: TransformerBlock(dim, context_dim, heads, rngs=r, **kernel), depth, rngs)
-        self.proj_out = nnx.Linear(dim, dim, rngs=rngs, **kernel)
+    def __init__(self, dim: int, context_dim: int, heads: int, depth: int, *, groups: int, make: Layers):
+        self.norm = make.group_norm(dim, groups, epsilon=1e-6)
+        self.proj_in = make.linear(dim, dim)
+        self.blocks = make.stack(lambda make: TransformerBlock(dim, context_dim, heads, make=make), depth)
+        self.proj_out = make.linear(dim, dim)
 
-    def project_text(self, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def project_text(self, context: Float[Array, "b m c"]) -> KeysValues:
         """(B, M, context_dim) -> every block's keys and values, each (depth, B, M, heads, dim / heads)."""
         graph, layers = nnx.split(self.blocks.attn2)
-        return jax.lax.map(lambda layer: nnx.merge(graph, layer).keys_values(context), layers)
+        projected: KeysValues = jax.lax.map(lambda layer: nnx.merge(graph, layer).keys_values(context), layers)
+        return projected
 
-    def __call__(self, x: jax.Array, text: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"], text: KeysValues) -> Float[Array, "b h w c"]:
         """(B, H, W, dim) and the pair from `project_text` -> (B, H, W, dim)."""
         tokens = self.proj_in(run_block(self.norm, x).reshape(x.shape[0], -1, x.shape[-1]))
         tokens = scan_stack(self.blocks, tokens, lambda block, carry, layer: block(carry, layer), text)
@@ -171,7 +178,12 @@ class SpatialTransformer(nnx.Module):
 class UNetLevel(nnx.Module):
     """The ResNet blocks of one level with their transformers, and the change of size behind them."""
 
-    def __init__(self, resnets: list, attentions: list, resample: Downsample | Upsample | None):
+    def __init__(
+        self,
+        resnets: Sequence[ResnetBlock],
+        attentions: Sequence[SpatialTransformer],
+        resample: Downsample | Upsample | None,
+    ):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions)
         self.resample: Any = resample
@@ -180,31 +192,34 @@ class UNetLevel(nnx.Module):
 class UNet(nnx.Module):
     """Predicts the noise in a latent from the noise level and a text. Source: Podell et al. 2023 (SDXL)."""
 
-    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs, dtype=None, param_dtype=jnp.float32):
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
         self.config = config
-        kernel = {"dtype": dtype, "param_dtype": param_dtype}
-        widths, emb = config.channels, config.embedding_dim
+        make = Layers(rngs, dtype, param_dtype)
+        widths, embedding_dim, groups = config.channels, config.embedding_dim, config.norm_groups
 
-        def resnet(in_channels, out_channels):
+        def resnet(in_channels: int, out_channels: int) -> ResnetBlock:
             return ResnetBlock(
-                in_channels,
-                out_channels,
-                embedding_dim=emb,
-                groups=config.norm_groups,
-                epsilon=1e-5,
-                rngs=rngs,
-                **kernel,
+                in_channels, out_channels, embedding_dim=embedding_dim, groups=groups, epsilon=1e-5, make=make
             )
 
-        def transformers(level, count, depth):
-            shape = (widths[level], config.context_dim, config.heads[level], depth)
-            build = lambda: SpatialTransformer(*shape, groups=config.norm_groups, rngs=rngs, **kernel)  # noqa: E731
-            return [build() for _ in range(count if depth else 0)]
+        def transformers(level: int, count: int, depth: int) -> list[SpatialTransformer]:
+            dim, heads = widths[level], config.heads[level]
+            return [
+                SpatialTransformer(dim, config.context_dim, heads, depth, groups=groups, make=make)
+                for _ in range(count if depth else 0)
+            ]
 
-        self.conv_in = conv3x3(config.in_channels, widths[0], rngs=rngs, **kernel)
-        self.time_embedding = EmbeddingMLP(widths[0], emb, rngs=rngs, **kernel)
+        self.conv_in = make.conv3x3(config.in_channels, widths[0])
+        self.time_embedding = EmbeddingMLP(widths[0], embedding_dim, make=make)
         self.add_embedding = (
-            EmbeddingMLP(config.pooled_dim + 6 * config.time_id_dim, emb, rngs=rngs, **kernel)
+            EmbeddingMLP(config.pooled_dim + 6 * config.time_id_dim, embedding_dim, make=make)
             if config.pooled_dim is not None
             else None
         )
@@ -215,7 +230,7 @@ class UNet(nnx.Module):
             below = widths[max(level - 1, 0)]
             resnets = [resnet(below if i == 0 else width, width) for i in range(config.resnets_per_level)]
             attentions = transformers(level, len(resnets), config.transformer_depth[level])
-            downsample = Downsample(width, padding=1, rngs=rngs, **kernel) if level < last else None
+            downsample = Downsample(width, padding=1, make=make) if level < last else None
             down.append(UNetLevel(resnets, attentions, downsample))
             skips += [width] * (len(resnets) + (level < last))
         self.down_blocks = nnx.List(down)
@@ -233,18 +248,20 @@ class UNet(nnx.Module):
                 resnets.append(resnet(incoming + skips.pop(), widths[level]))
                 incoming = widths[level]
             attentions = transformers(level, len(resnets), config.transformer_depth[level])
-            upsample = Upsample(widths[level], rngs=rngs, **kernel) if level > 0 else None
+            upsample = Upsample(widths[level], make=make) if level > 0 else None
             up.append(UNetLevel(resnets, attentions, upsample))
         self.up_blocks = nnx.List(up)
 
-        self.conv_norm_out = group_norm(widths[0], config.norm_groups, 1e-5, rngs=rngs, **kernel)
-        self.conv_out = conv3x3(widths[0], config.out_channels, rngs=rngs, **kernel)
+        self.conv_norm_out = make.group_norm(widths[0], groups, epsilon=1e-5)
+        self.conv_out = make.conv3x3(widths[0], config.out_channels)
 
-    def embed_timesteps(self, timesteps: jax.Array) -> jax.Array:
+    def embed_timesteps(self, timesteps: Real[Array, "b"]) -> Float[Array, "b e"]:
         """(B,) timesteps in 0..999 -> (B, embedding_dim)."""
         return self.time_embedding(sinusoidal_embedding(timesteps, self.config.channels[0]))
 
-    def embed_added(self, pooled: jax.Array | None, time_ids: jax.Array | None) -> jax.Array:
+    def embed_added(
+        self, pooled: Float[Array, "b p"] | None, time_ids: Real[Array, "b 6"] | None
+    ) -> Float[Array, "_ e"]:
         """(B, pooled_dim), (B, 6) sizes and crop in pixels -> (B, embedding_dim); (1, ...) zeros for a UNet without."""
         if self.add_embedding is None:
             return jnp.zeros((1, self.config.embedding_dim))
@@ -253,13 +270,15 @@ class UNet(nnx.Module):
         ids = sinusoidal_embedding(time_ids, self.config.time_id_dim).reshape(time_ids.shape[0], -1)
         return self.add_embedding(jnp.concatenate([pooled.astype(ids.dtype), ids], axis=-1))
 
-    def project_text(self, context: jax.Array) -> TextKeysValues:
+    def project_text(self, context: Float[Array, "b m d"]) -> TextKeysValues:
         """(B, M, context_dim) -> keys and values for every transformer, in the order `from_hidden` meets them."""
         levels = [*self.down_blocks, self.mid_block, *self.up_blocks]
         return [transformer.project_text(context) for level in levels for transformer in level.attentions]
 
-    def from_hidden(self, hidden: jax.Array, embedding: jax.Array, text: TextKeysValues) -> jax.Array:
-        """Everything behind the first convolution.
+    def from_hidden(
+        self, hidden: Float[Array, "b h w c"], embedding: Float[Array, "b e"], text: TextKeysValues
+    ) -> Float[Array, "b h w o"]:
+        """Everything after the first convolution.
 
         Args:
             hidden: (B, h, w, channels[0]), `conv_in` of the latents, or what stands in for it.
@@ -298,12 +317,12 @@ class UNet(nnx.Module):
 
     def __call__(
         self,
-        latents: jax.Array,
-        timesteps: jax.Array,
-        context: jax.Array,
-        pooled: jax.Array | None = None,
-        time_ids: jax.Array | None = None,
-    ) -> jax.Array:
+        latents: Float[Array, "b h w c"],
+        timesteps: Real[Array, "b"],
+        context: Float[Array, "b m d"],
+        pooled: Float[Array, "b p"] | None = None,
+        time_ids: Real[Array, "b 6"] | None = None,
+    ) -> Float[Array, "b h w o"]:
         """The plain UNet, without FaithDiff's aligner.
 
         Args:

@@ -88,7 +88,7 @@ def _of_equation(equation: Any) -> float:
     inner = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs(params)]
     match name:
         case "scan":
-            return params["length"] * sum(inner)
+            return float(params["length"] * sum(inner))
         case "cond":
             return max(inner)
         case "while":
@@ -96,12 +96,13 @@ def _of_equation(equation: Any) -> float:
                 raise ValueError("matrix products in a while loop cannot be counted: use a scan or a static fori_loop")
             return 0.0
         case "shard_map":
-            return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"]) * sum(inner)
+            devices = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+            return float(devices * sum(inner))
         case "pallas_call":
             grid = params["grid_mapping"].grid
             if not all(isinstance(size, int) for size in grid):
                 raise ValueError(f"a Pallas kernel with the dynamic grid {grid} cannot be counted")
-            return math.prod(grid) * sum(inner)
+            return float(math.prod(grid) * sum(inner))
         case _:
             return sum(inner)
 
@@ -119,7 +120,7 @@ def _jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
 def _dot(equation: Any) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-    return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+    return float(2 * math.prod(out) * math.prod(left[axis] for axis in contracted))
 
 
 def _convolution(equation: Any) -> float:
@@ -136,11 +137,11 @@ def _convolution(equation: Any) -> float:
         hole = params["lhs_dilation"][i]
         taps *= int(((places >= 0) & (places % hole == 0) & (places // hole < left[left_axis])).sum())
     batch, features = out[numbers.out_spec[0]], out[numbers.out_spec[1]]
-    return 2.0 * taps * batch * features * right[numbers.rhs_spec[1]]
+    return float(2 * taps * batch * features * right[numbers.rhs_spec[1]])
 
 
 def _attention_product(equation: Any) -> float:
     """One product of fused attention: queries (B, N, heads, dim) with keys (B, M, heads, dim)."""
     queries, keys = (variable.aval.shape for variable in equation.invars[:2])
     heads_first = equation.params["layout"] == 1  # jax's AttentionLayout.BNTH
-    return 2.0 * math.prod(queries) * keys[2 if heads_first else 1]
+    return float(2 * math.prod(queries) * keys[2 if heads_first else 1])
