@@ -73,7 +73,7 @@ def _part_shapes(config: FaithDiffConfig, part: str) -> tuple[tuple[str, tuple[i
     """`part_shapes`, kept: seconds of tracing at full size, asked for by whoever reads, places or checks a part."""
     build = builders(config).get(part)
     if build is None:
-        raise ValueError(f"part is {part!r}: must be one of {', '.join(part_names(config))}")
+        raise InputError(f"part is {part!r}: must be one of {', '.join(part_names(config))}")
     try:
         state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))), nnx.Param))
     except ValueError as error:

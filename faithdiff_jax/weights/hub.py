@@ -6,6 +6,7 @@ file names + variant -> the one weight file (or index of shards) to read
 
 import contextlib
 import fnmatch
+import logging
 import os
 import pathlib
 import re
@@ -177,11 +178,11 @@ def _reason(error: Exception) -> str:
 @contextlib.contextmanager
 def _no_retry_notices() -> Iterator[None]:
     """The client reports each retry of a failed request; the error at the end says it all."""
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as hub_logging
 
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        hub_logging.set_verbosity(level)
