@@ -7,6 +7,9 @@ import sys
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE / "_extensions"), str(HERE.parent)]
 os.environ["PYTHONPATH"] = str(HERE.parent)  # for the processes that run the pages
+# What one page compiles need not be compiled for another, nor at the next build.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE.parent / "build" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 from faithdiff_jax import __version__  # noqa: E402
 
@@ -26,6 +29,7 @@ nb_execution_mode = "force"
 nb_execution_timeout = 300
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # warnings of libraries, with paths of this machine
 
 # API pages: in the order of the source, with the signatures as they are written there.
 autodoc_member_order = "bysource"

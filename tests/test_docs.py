@@ -139,7 +139,7 @@ def test_parts_run():
 def test_notebook_runs(monkeypatch):
     monkeypatch.chdir(NOTEBOOK.parent)
     n = run_blocks(NOTEBOOK, {"__name__": "notebook"})
-    assert n["restored"].shape == (400, 512, 3)
+    assert n["restored"].shape == (288, 448, 3)
     assert n["features"].shape == (64, 64, n["model"].config.vae.channels[-1])
     assert n["back"].keys() == n["tensors"].keys()
 

@@ -89,8 +89,8 @@ def _paragraph(paragraph: str) -> str:
 
 
 def short_types(app: Sphinx, what: str, name: str, target: object, options: object, *written: str | None) -> Written:
-    """Name JAX's array class in a signature as everybody does."""
-    signature, returned = (text and text.replace("jaxlib._jax.", "").replace("~", "") for text in written)
+    """Name arrays in a signature as the source does."""
+    signature, returned = (text and re.sub(r"jaxlib\._jax\.|jaxtyping\.|~", "", text) for text in written)
     return signature, returned
 
 
