@@ -132,10 +132,10 @@ def test_a_photograph_that_was_replaced_is_noticed(tmp_path, tokenize):
     for name in ("a", "b"):
         write(tmp_path / f"{name}.png", coordinates(40, 40))
     source = SourceConfig(photos=str(tmp_path))
-    state = json.loads(json.dumps(iter(Loader(config(source, batch=2), tokenize)).get_state()))
-    iter(Loader(config(source, batch=2), tokenize)).set_state(state)
+    state = json.loads(json.dumps(iter(load(tokenize, source)).get_state()))
+    iter(load(tokenize, source)).set_state(state)
     write(tmp_path / "b.png", coordinates(44, 40))
-    changed = iter(Loader(config(source, batch=2), tokenize))
+    changed = iter(load(tokenize, source))
     with pytest.raises(InputError, match="files were replaced, renamed or exchanged since the position was saved"):
         changed.set_state(state)
     del state["fingerprints"]
