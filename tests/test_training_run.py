@@ -30,6 +30,7 @@ from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.files.images import load_image
 from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.models.parts import part_names, part_shapes
+from faithdiff_jax.training import loop
 from faithdiff_jax.training.checkpoints import UNFINISHED
 from faithdiff_jax.training.parameters import inference_params, model_shapes
 from faithdiff_jax.training.run_directory import read_run
@@ -416,6 +417,19 @@ def test_a_model_that_is_not_finite(tmp_path, capsys):
     assert train(place().command(tmp_path / "run", {}, "--model", model)) == 2
     assert error_line(capsys.readouterr()).endswith(f"{model}: NaN or infinite values in unet.conv_in.bias")
     assert saved_steps(tmp_path / "run" / "checkpoints") == []
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path, capsys, monkeypatch):
+    """However it came about: the run ends, and what it saved before is there to resume from."""
+    run, plain = tmp_path / "run", loop.not_finite
+    monkeypatch.setattr(loop, "not_finite", lambda leaves: plain(spoilt(leaves) if leaves["step"] == 4 else leaves))
+
+    def spoilt(leaves):
+        return leaves | {"trained/unet.conv_in.bias": jnp.full(16, jnp.nan)}
+
+    assert train(place().command(run)) == 1
+    assert "step 4: NaN or infinite values in trained/unet.conv_in.bias" in error_line(capsys.readouterr())
+    assert saved_steps(run / "checkpoints") == [2]
 
 
 def test_a_second_run_in_the_same_directory(tmp_path, whole, capsys):

@@ -31,7 +31,7 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import flatten, unflatten
 from faithdiff_jax.training.groups import assign_groups
 from faithdiff_jax.training.optimizer import make_optimizer
-from faithdiff_jax.training.parameters import inference_params, model_shapes
+from faithdiff_jax.training.parameters import inference_params, model_shapes, not_finite
 from faithdiff_jax.training.step import Draws, TrainStep, draw
 
 STEPS = 3
@@ -268,22 +268,11 @@ def test_a_step_that_is_not_finite_is_left_out(bad):
             assert not np.array_equal(array, before[part][path])
 
 
-def test_a_parameter_never_becomes_not_finite():
-    """Loss and gradients may be fine and the update not: then the step is left out as well."""
-    step = step_on()
-    state, frozen = start(step)
-    spoilt = jax.tree.map(lambda leaf: leaf, state)
-    inner = [leaf for leaf in jax.tree.leaves(spoilt["optimizer"]) if leaf.ndim]
-    number = next(i for i, leaf in enumerate(jax.tree.leaves(spoilt["optimizer"])) if leaf is inner[-1])
-    leaves, tree = jax.tree.flatten(spoilt["optimizer"])
-    leaves[number] = leaves[number].at[(0,) * leaves[number].ndim].set(jnp.nan)
-    spoilt["optimizer"] = jax.tree.unflatten(tree, leaves)
-    before = jax.device_get(spoilt["trained"])
-    after, metrics = step.run(spoilt, frozen, placed(make_batch(0, given=False), None))
-    assert np.isfinite(metrics["loss"])
-    assert np.isfinite(metrics["gradient_norm"])
-    assert metrics["skipped"] == 1
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after["trained"]), before)
+def test_what_is_not_finite_is_named():
+    good = {"a": jnp.ones(3), "count": jnp.int32(1), "b": jnp.ones((2, 2), jnp.bfloat16)}
+    assert not_finite(good) == not_finite({}) == ""
+    assert not_finite(good | {"c": jnp.array([1, jnp.nan]), "d": jnp.array([-jnp.inf])}) == "c, d"
+    assert not_finite({str(i): jnp.array(jnp.nan) for i in range(9)}) == "0, 1, 2, 3, 4 and 4 more"
 
 
 def test_the_average_follows():

@@ -36,6 +36,7 @@ from faithdiff_jax.training.parameters import (
     inference_params,
     load_parameters,
     model_shapes,
+    not_finite,
     trained_shapes,
 )
 from faithdiff_jax.training.reporting import Watch, timed
@@ -242,7 +243,7 @@ class _Run:
                 before, unreported = unreported, (done, metrics)
                 self._report(before)
                 if self.checkpoints.due(done):
-                    self.checkpoints.save(done, state, position)
+                    self._save(done, state, position)
                 self._note_saved()
                 if self.validation is not None and done % self.validation.config.every == 0:
                     self._validate(done, state)
@@ -252,15 +253,25 @@ class _Run:
             # The data failed, or the disk: what is done is kept if it can be.
             with contextlib.suppress(InputError, RunError):
                 self._report(unreported)
-            with contextlib.suppress(InputError):
-                self.checkpoints.save(done, state, position)
+            with contextlib.suppress(InputError, RunError):
+                self._save(done, state, position)
                 self.checkpoints.wait()
             raise
         if done > first:
-            self.checkpoints.save(done, state, position)
+            self._save(done, state, position)
             self.checkpoints.wait()
             self._note_saved()
         return done
+
+    def _save(self, step: int, state: State, position: dict[str, Any]) -> None:
+        """Begin to save a state, if it is one that a run can resume from."""
+        faults = not_finite(named_leaves(state))
+        if faults:
+            raise RunError(
+                f"step {step}: NaN or infinite values in {faults}; this step was not saved, and what "
+                f"{self.directory.checkpoints} holds is intact"
+            )
+        self.checkpoints.save(step, state, position)
 
     def _note_saved(self) -> None:
         """Say in the log that a checkpoint is on disk, or end the run as soon as one could not be written."""

@@ -6,7 +6,7 @@ state + frozen  -> {part: nested dict}, for inference
 
 import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -103,23 +103,25 @@ def check_finite(arrays: Mapping[str, jax.Array], source: pathlib.Path) -> None:
     Raises:
         InputError: some do; the first few are named.
     """
+    faults = not_finite(arrays)
+    if faults:
+        raise InputError(f"{source}: NaN or infinite values in {faults}")
+
+
+def not_finite(arrays: Mapping[str, jax.Array]) -> str:
+    """The arrays that hold a NaN or an infinity, the first few by name; "" if there are none.
+
+    A program of its own: inside of the training step it would change how that is fused, and so its last bits.
+    """
     floats = {path: array for path, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.floating)}
-    if not floats:
-        return
-    finite = jax.device_get(jax.jit(finite_each)(floats))
-    refuse_not_finite([path for path in floats if not finite[path]], source)
+    finite = jax.device_get(jax.jit(_finite_each)(floats)) if floats else {}
+    paths = [path for path in floats if not finite[path]]
+    more = f" and {len(paths) - NAMED_AT_MOST} more" * (len(paths) > NAMED_AT_MOST)
+    return ", ".join(paths[:NAMED_AT_MOST]) + more
 
 
-def finite_each(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Path -> whether all values of the array are finite, a boolean scalar."""
+def _finite_each(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {path: jnp.all(jnp.isfinite(array)) for path, array in arrays.items()}
-
-
-def refuse_not_finite(paths: Sequence[str], source: pathlib.Path) -> None:
-    """InputError that names the first few of these arrays; nothing if there are none."""
-    if paths:
-        more = f" and {len(paths) - NAMED_AT_MOST} more" * (len(paths) > NAMED_AT_MOST)
-        raise InputError(f"{source}: NaN or infinite values in {', '.join(paths[:NAMED_AT_MOST])}{more}")
 
 
 def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:

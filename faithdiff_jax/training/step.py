@@ -32,7 +32,6 @@ from faithdiff_jax.training.optimizer import (
     make_optimizer,
     update_average,
 )
-from faithdiff_jax.training.parameters import finite_each
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -176,7 +175,7 @@ class TrainStep:
 
         Returns:
             The new state, and loss, gradient norms, learning rates, each sample's loss and timestep, and how many
-            steps were left out. A step whose loss, gradients or new parameters are not finite changes no parameter.
+            steps were left out. A step whose loss or gradients are not finite changes no parameter.
         """
         step, trained = state["step"], state["trained"]
         gradients, seen = self.gradients(trained, frozen, batch, step)
@@ -186,9 +185,7 @@ class TrainStep:
         if self.config.ema is not None:
             new["ema"] = update_average(self.config.ema, state["ema"], new["trained"], step)
 
-        # Whatever makes a parameter not finite, no state ever holds one.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        finite &= jnp.all(jnp.stack(list(finite_each(new["trained"]).values())))
         old = {key: state[key] for key in new}
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
         new["step"] = step + 1
