@@ -20,7 +20,7 @@ from faithdiff_jax.files.writing import replacing
 MIN_SIDE = 2  # a picture one pixel wide has no neighbours to restore from
 MIN_TARGET_SIDE = 8  # one latent pixel
 MAX_PIXELS = 2**27  # 134 million, of a file that is read: larger headers are taken for decompression bombs
-MAX_TARGET_PIXELS = 2**26  # 67 million, 8192 x 8192, of an upscaled picture: its float32 arrays take gigabytes
+MAX_TARGET_PIXELS = 2**28  # 268 million, 16,384 x 16,384, of an upscaled or restored picture: 3 GB as float32
 
 _FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {

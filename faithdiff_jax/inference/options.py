@@ -11,12 +11,12 @@ from typing import Any
 
 from faithdiff_jax.diffusion.samplers import SAMPLERS
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.images import MAX_TARGET_PIXELS
 from faithdiff_jax.inference.color import LEVELS, METHODS, MOST_LEVELS
 from faithdiff_jax.inference.tiling import count_tiles
 from faithdiff_jax.models.config import FaithDiffConfig
 
 STARTS = ("lr", "noise")
-MOST_PIXELS = 2**28  # of a restored picture: 16,384 x 16,384, 3 GB as float32
 MOST_TILES = 2**14  # of a picture; twice what the largest one has with tiles of 128 and a factor of 8
 
 
@@ -161,14 +161,14 @@ class RestoreOptions:
         """Height and width in pixels at which a picture of height x width is restored, before the padding is cut off.
 
         Raises:
-            InputError: more pixels than `MOST_PIXELS`, or more tiles than `MOST_TILES`.
+            InputError: more pixels than `MAX_TARGET_PIXELS`, or more tiles than `MOST_TILES`.
         """
         multiple = self.multiple or config.vae.factor
         target = [round(side * self.scale) for side in (height, width)]
         padded_height, padded_width = (side + -side % multiple for side in target)
-        if padded_height * padded_width > MOST_PIXELS:
-            sizes = f"{width}x{height} into {target[1]}x{target[0]}"
-            raise InputError(f"scale is {self.scale:g}: turns {sizes} pixels, at most {MOST_PIXELS:,} are restored")
+        if padded_height * padded_width > MAX_TARGET_PIXELS:
+            sizes = f"{width}x{height} into {target[1]}x{target[0]} pixels, at most {MAX_TARGET_PIXELS:,}"
+            raise InputError(f"scale is {self.scale:g}: turns {sizes} are restored")
         self.check_tiles(padded_height // config.vae.factor, padded_width // config.vae.factor)
         return padded_height, padded_width
 
