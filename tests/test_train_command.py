@@ -16,6 +16,7 @@ from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.training.config import load_train_config
 from faithdiff_jax.training.run_directory import open_run
 from faithdiff_jax.weights.model_directory import CONFIG as CONFIG_FILE
+from faithdiff_jax.weights.safetensors_format import record
 
 REPOSITORY = Path(__file__).parent.parent
 
