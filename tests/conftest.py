@@ -13,6 +13,7 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -21,6 +22,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Commands that a test starts run without, as users' do.
 jaxtyping.install_import_hook("faithdiff_jax", "typechecking.checked")
 
+
+# The same examples on every run, and as much time as a busy machine takes.
+settings.register_profile("project", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
 
 # A worker that took one of these last would keep the others waiting for minutes.
 LONGEST_FILES = ("test_training_run", "test_training_step", "test_pipeline", "test_docs")

@@ -250,7 +250,7 @@ READERS = [
 ]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_nonsense_in_a_config(tmp_path_factory, data):
     """Any value of a published config replaced: a config of ours, or one line that names the file."""

@@ -150,7 +150,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("cls", "name"), SIZES, ids=lambda x: getattr(x, "__name__", x))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(value=NONSENSE)
 @example(value=0)
 @example(value=10**9)

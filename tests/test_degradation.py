@@ -402,7 +402,7 @@ NUMBERS = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_f
 VALUES = NUMBERS | st.lists(NUMBERS, max_size=3) | st.tuples(st.floats(0, 4), st.floats(0, 4))
 
 
-@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=200)
 @hypothesis.given(data=st.data())
 def test_a_configuration_of_nonsense_is_refused_or_degrades(data):
     stages = {field.name: getattr(PUBLISHED, field.name) for field in dataclasses.fields(PUBLISHED)}

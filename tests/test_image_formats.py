@@ -278,7 +278,7 @@ def encoded():
     return files
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_damaged_file_is_a_picture_or_one_line(encoded, tmp_path_factory, data):
     content = bytearray(encoded[data.draw(st.sampled_from(sorted(encoded)))])

@@ -253,7 +253,7 @@ NONSENSE = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_nonsense_anywhere_in_the_config_is_one_line(stored, tmp_path_factory, data):
     """One value of config.yaml, however deep, is replaced: the model opens, or InputError names the file."""

@@ -99,7 +99,7 @@ ANYTHING = st.one_of(
 NAMES = st.sampled_from([field.name for field in FIELDS])
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.dictionaries(NAMES, ANYTHING))
 def test_nonsense_is_an_input_error_or_a_valid_option(values):
     try:

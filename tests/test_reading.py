@@ -28,14 +28,14 @@ VALUES = st.recursive(
 PIECES = st.sampled_from([*'{}[],:"\\', "NaN", "1e999", "-Infinity", '"a":', "null", "9" * 400, "\\ud83d", "\x00", "é"])
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(VALUES)
 def test_what_json_can_hold_comes_back(value):
     for ascii_only in (True, False):
         assert parse_json(json.dumps(value, ensure_ascii=ascii_only), "x") == value
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.lists(PIECES).map("".join) | st.binary(), st.booleans())
 def test_nonsense_is_refused_in_one_line_or_parsed(text, finite):
     try:
@@ -112,7 +112,7 @@ def test_only_regular_files_are_read(tmp_path):
     assert require_file(tmp_path / "file") == 0
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(st.text(st.characters(codec=None, min_codepoint=0, max_codepoint=sys.maxunicode)))
 def test_printable_is_one_line_for_any_output(text):
     assert "\n" not in printable(text)

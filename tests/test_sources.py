@@ -291,7 +291,7 @@ def test_shards_that_are_refused(tmp_path, fault, message):
         ShardSource(tmp_path / "shards")
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(
     key=st.sampled_from(["kind", "inputs", "inputs_per_shard", "names", "shards", "left_out", "format", "more"]),
     value=st.recursive(
@@ -314,7 +314,7 @@ def test_a_manifest_of_nonsense_is_one_line(key, value, tmp_path_factory):
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.data())
 def test_bytes_of_nonsense_are_no_record(data):
     packed = bytearray(pack(Record(name="a", hq=b"hq", lq=(b"lq",), caption="c")))

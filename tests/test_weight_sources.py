@@ -197,7 +197,7 @@ def opened_or_one_line(path) -> None:
     assert message.isprintable()
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_nonsense_in_a_header(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "nonsense.safetensors"
@@ -215,7 +215,7 @@ def test_nonsense_in_a_header(tmp_path_factory, data):
     opened_or_one_line(path)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(index=NONSENSE | st.fixed_dictionaries({"weight_map": NONSENSE | st.dictionaries(st.text(), st.text())}))
 def test_nonsense_in_an_index(tmp_path_factory, index):
     path = tmp_path_factory.getbasetemp() / "nonsense.safetensors.index.json"
@@ -223,7 +223,7 @@ def test_nonsense_in_an_index(tmp_path_factory, index):
     opened_or_one_line(path)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     dtype=st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16, np.float64]),
     size=st.integers(0, 200_000),
