@@ -19,7 +19,7 @@ def simulated(devices: int) -> dict[str, str]:
     return {
         "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in flags.items()),
         "PJRT_NPROC": str(THREADS),
-        # PyTorch's threads wait for one another in a loop: two of them, in each of two test processes on two cores, take
+        # PyTorch's threads wait for one another in a loop: two of them, in each of two processes on two cores, take
         # several times as long as one.
         "OMP_NUM_THREADS": "1",
         "JAX_PLATFORMS": "cpu",
