@@ -6,7 +6,8 @@ import pytest
 import torch
 from parity import assert_parity, nchw, nhwc
 
-from faithdiff_jax.inference.color import METHODS, adain, fix_color, wavelet
+from faithdiff_jax.inference.color import adain, fix_color, wavelet
+from faithdiff_jax.inference.options import COLOR_FIXES
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_wavelet_reaches_beyond_a_small_image(rng):
     assert_parity(wavelet(image, reference), signed(torch_wavelet(unit(image), unit(reference), 5)), 1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COLOR_FIXES)
 def test_images_of_a_batch_do_not_mix(pair, method):
     image, reference = pair
     fix = jax.jit(fix_color, static_argnames="method")
@@ -85,7 +86,7 @@ def test_images_of_a_batch_do_not_mix(pair, method):
         np.testing.assert_allclose(both[i], alone[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COLOR_FIXES)
 def test_an_image_that_is_its_own_reference_stays(pair, method):
     image, _ = pair
     np.testing.assert_allclose(fix_color(image, image, method), image, atol=1e-6)

@@ -10,7 +10,8 @@ import torch
 from diffusers import AutoencoderKL
 from parity import assert_parity, nchw, nhwc
 
-from faithdiff_jax.inference.tiling import blend_tiles, fade_tiles, gather_tiles, gaussian_weights, latent_grid
+from faithdiff_jax.inference.grid import latent_grid
+from faithdiff_jax.inference.tiling import blend_tiles, fade_tiles, gather_tiles, gaussian_weights
 
 
 def walked_grid(height, width, tile, overlap):

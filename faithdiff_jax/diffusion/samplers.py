@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from faithdiff_jax.diffusion import schedule
+from faithdiff_jax.diffusion import names, schedule
 from faithdiff_jax.diffusion.schedule import ScheduleConfig
 
 PredictNoise = Callable[[jax.Array, Any], jax.Array]
@@ -149,7 +149,7 @@ class DDPM:
         return jax.lax.scan(step, latents, (*self.alphas(), step_noise, conditions))[0]
 
 
-SAMPLERS: Mapping[str, Callable[[ScheduleConfig, int], Sampler]] = {"euler": Euler, "ddpm": DDPM}
+SAMPLERS: Mapping[str, Callable[[ScheduleConfig, int], Sampler]] = dict(zip(names.SAMPLERS, (Euler, DDPM), strict=True))
 """By the names that options have."""
 
 

@@ -5,19 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from faithdiff_jax.inference.options import COLOR_FIXES, WAVELET_LEVELS
+
 Images = Float[Array | np.ndarray, "b h w c"]
 Reference = Float[Array | np.ndarray, "..."]  # of the images' shape; another one is refused by name
-
-METHODS = ("adain", "wavelet", "none")
-LEVELS = 5  # of the published wavelet fix
-MOST_LEVELS = 10
 
 # The published 1e-5 belongs to variances of images in [0, 1]; in [-1, 1] they are four times as large.
 _VARIANCE_EPSILON = 4 * 1e-5
 
 
 def fix_color(
-    image: Images, reference: Reference, method: str, levels: int = LEVELS
+    image: Images, reference: Reference, method: str, levels: int = WAVELET_LEVELS
 ) -> Float[Array | np.ndarray, "b h w c"]:
     """Apply a colour fix by name: "adain" (the published default), "wavelet" or "none".
 
@@ -27,8 +25,8 @@ def fix_color(
     8 bits.
     Raises ValueError for another name or for shapes that differ.
     """
-    if method not in METHODS:
-        raise ValueError(f"color fix {method!r}: must be one of {', '.join(METHODS)}")
+    if method not in COLOR_FIXES:
+        raise ValueError(f"color fix {method!r}: must be one of {', '.join(COLOR_FIXES)}")
     if method == "none":
         return image
     return adain(image, reference) if method == "adain" else wavelet(image, reference, levels)
@@ -46,7 +44,7 @@ def adain(image: Images, reference: Reference) -> Float32[Array, "b h w c"]:
     return (ours - mean) / deviation * wanted_deviation + wanted_mean
 
 
-def wavelet(image: Images, reference: Reference, levels: int = LEVELS) -> Float32[Array, "b h w c"]:
+def wavelet(image: Images, reference: Reference, levels: int = WAVELET_LEVELS) -> Float32[Array, "b h w c"]:
     """Keep the image's high frequencies and take the low ones from the reference, by an a-trous decomposition.
 
     Shapes (B, H, W, C), float32 result; any range, since the filters keep constants. Level i smooths with the 3x3

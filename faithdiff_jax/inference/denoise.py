@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from faithdiff_jax.diffusion import samplers, schedule
+from faithdiff_jax.inference.grid import Corners, latent_grid
 from faithdiff_jax.inference.options import RestoreOptions
-from faithdiff_jax.inference.tiling import Corners, blend_tiles, gather_tiles, gaussian_weights, latent_grid
+from faithdiff_jax.inference.tiling import blend_tiles, gather_tiles, gaussian_weights
 from faithdiff_jax.models.faithdiff import Denoiser
 
 Constrain = Callable[[jax.Array], jax.Array]

@@ -2,21 +2,26 @@
 
 To add one, add a field to `RestoreOptions`, and the code that uses it. Its flag, its help and its checks on the command
 line, `restore(..., name=value)` and the model's own defaults (`restore:` in its `config.yaml`) follow from the field.
+
+Nothing here imports JAX, so that help and wrong flags need not wait for it.
 """
 
 import dataclasses
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from faithdiff_jax.diffusion.samplers import SAMPLERS
+from faithdiff_jax.diffusion.names import SAMPLERS
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.images import MAX_TARGET_PIXELS
-from faithdiff_jax.inference.color import LEVELS, METHODS, MOST_LEVELS
-from faithdiff_jax.inference.tiling import count_tiles
-from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.inference.grid import count_tiles
+
+if TYPE_CHECKING:
+    from faithdiff_jax.models.config import FaithDiffConfig
 
 STARTS = ("lr", "noise")
+COLOR_FIXES = ("adain", "wavelet", "none")
+WAVELET_LEVELS, MOST_WAVELET_LEVELS = 5, 10  # of the published fix, and of any
 MOST_TILES = 2**14  # of a picture; twice what the largest one has with tiles of 128 and a factor of 8
 
 
@@ -97,7 +102,7 @@ class RestoreOptions:
     guidance: float = option(5.0, "weight of the caption; 1 or less for none", least=0, most=100)
     guidance_rescale: float = option(0.0, "against overexposure at high guidance", least=0, most=1)
     seed: int = option(42, "of all noise", least=0, most=2**32 - 1)
-    sampler: str = option("euler", "deterministic (euler) or ancestral (ddpm)", among=tuple(SAMPLERS))
+    sampler: str = option("euler", "deterministic (euler) or ancestral (ddpm)", among=SAMPLERS)
     start: str = option("lr", "start from the noised input or from noise alone", among=STARTS)
     negative_caption: str = option("", "what guidance leads away from")
     tile: int = option(128, "side of a tile in latent pixels (8 image pixels each for SDXL)", least=1, most=2**14)
@@ -114,9 +119,12 @@ class RestoreOptions:
         least=1,
         most=2048,
     )
-    color_fix: str = option("adain", "how the restored picture takes on the input's colours", among=METHODS)
+    color_fix: str = option("adain", "how the restored picture takes on the input's colours", among=COLOR_FIXES)
     wavelet_levels: int = option(
-        LEVELS, "under wavelet, what is coarser than 2^N pixels is the input's", least=1, most=MOST_LEVELS
+        WAVELET_LEVELS,
+        "under wavelet, what is coarser than 2^N pixels is the input's",
+        least=1,
+        most=MOST_WAVELET_LEVELS,
     )
 
     def __post_init__(self) -> None:
@@ -143,7 +151,7 @@ class RestoreOptions:
             raise InputError(f"unknown option {', '.join(unknown)} (known: {', '.join(known)})")
         return dataclasses.replace(self, **changes)
 
-    def check_against(self, config: FaithDiffConfig) -> None:
+    def check_against(self, config: "FaithDiffConfig") -> None:
         """Refuse what a model cannot do: an InputError names every option concerned, its value and its range."""
         limit, smallest, factor = config.schedule.train_steps, config.unet.smallest_side, config.vae.factor
         faults = {
@@ -157,7 +165,7 @@ class RestoreOptions:
         }
         _refuse([message for message, wrong in faults.items() if wrong])
 
-    def padded_size(self, config: FaithDiffConfig, height: int, width: int) -> tuple[int, int]:
+    def padded_size(self, config: "FaithDiffConfig", height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels at which a picture of height x width is restored, before the padding is cut off.
 
         Raises:

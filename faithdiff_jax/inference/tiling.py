@@ -1,4 +1,4 @@
-"""Tiles: where they lie, how they are weighted and how they are put together. Knows arrays and callables, no model.
+"""Tiles: how they are cut out, weighted and put together. Knows arrays and callables, no model.
 
 Two schemes, as published. Latents are cut into tiles of one size, denoised and averaged with Gaussian weights at every
 step, on the device. The encoder and the decoder see one tile at a time, and their outputs are cross-faded on the host.
@@ -13,26 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-Corners = tuple[tuple[int, int], ...]
-
-
-def latent_grid(height: int, width: int, tile: int, overlap: float) -> Corners:
-    """(top, left) of each tile, row by row; tiles are min(tile, height) by min(tile, width).
-
-    `overlap` is the published stride fraction in (0, 1]: a tile starts ceil(side of a tile * overlap) after the one
-    before, and the last of a row or column is pushed back inside. So 0.5 overlaps by half, 1 not at all.
-    Raises ValueError for sizes under 1 or an overlap outside its range.
-    """
-    if min(height, width, tile) < 1:
-        raise ValueError(f"height {height}, width {width} and tile {tile} must be at least 1")
-    if not 0 < overlap <= 1:
-        raise ValueError(f"overlap {overlap} is a stride fraction, it must lie in (0, 1]")
-    return tuple((top, left) for top in _starts(height, tile, overlap) for left in _starts(width, tile, overlap))
-
-
-def count_tiles(height: int, width: int, tile: int, overlap: float) -> int:
-    """How many tiles `latent_grid` gives, without laying them out."""
-    return math.prod(len(_strides(side, tile, overlap)) + 1 for side in (height, width))
+from faithdiff_jax.inference.grid import Corners
 
 
 def gaussian_weights(height: int, width: int) -> Float32[np.ndarray, "{height} {width}"]:
@@ -161,16 +142,6 @@ def fade_tiles(
         above = row
     assert out is not None
     return out
-
-
-def _starts(side: int, tile: int, overlap: float) -> list[int]:
-    return [*_strides(side, tile, overlap), side - min(tile, side)]
-
-
-def _strides(side: int, tile: int, overlap: float) -> range:
-    """Where tiles start along a side, but for the last."""
-    tile = min(tile, side)
-    return range(0, side - tile, math.ceil(tile * overlap))
 
 
 def _gaussian(side: int, centre: float) -> np.ndarray:
