@@ -247,6 +247,9 @@ def test_nan_weights_are_refused_by_name(models, tree):
     assert_refused(tree, r"NaN or infinite are unet\.conv_in\.kernel \(--allow-nonfinite")
     arguments = [f"--{name}={tree[name]}" for name in ("sdxl", "vae", "faithdiff", "output")]
     assert main(arguments) == 2
+    for wrong in ("guidance=101", "guidance=.nan", "guidanse=1", "a.b=1"):
+        assert main([*arguments, "--allow-nonfinite", f"--default={wrong}"]) == 2
+        assert not tree["output"].exists()
     assert main([*arguments, "--allow-nonfinite", "--default=guidance=1.5"]) == 0
     assert ModelDirectory.open(tree["output"]).defaults == {"guidance": 1.5}
 

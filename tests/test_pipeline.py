@@ -136,8 +136,26 @@ def test_ancestral_sampling_and_wavelet_fix(rng):
     assert restored.shape == image.shape
     np.testing.assert_array_equal(restored, model.restore(image, CAPTION, **options))
     noise = noises(rng, 3, 4)
-    with pytest.raises(InputError, match="step_noise is None: sampler 'ddpm' needs"):
+    with pytest.raises(InputError, match=r"^noise\['steps'\] is missing: must be \(4, 1, 3, 4, 4\), standard normal$"):
         model.restore(image, CAPTION, noise=noise, **options)
+    context, pooled = model.encode_text([CAPTION])
+    features = np.zeros((1, 3, 4, 32), np.float32)
+    with pytest.raises(InputError, match="step_noise is None: sampler 'ddpm' needs"):
+        model.sample(features, context, pooled, None, None, noise["start"], guidance=1.0, sampler="ddpm")
+
+
+def test_given_noise_is_whole_and_of_the_right_shape(rng):
+    model, image = loaded(), photograph(24, 32)
+    noise = {"start": normal(rng, 1, 3, 5, 4)}
+    with pytest.raises(InputError) as caught:
+        model.restore(image, CAPTION, noise=noise, scale=1)
+    assert str(caught.value) == (
+        "noise['start'] is (1, 3, 5, 4): must be (1, 3, 4, 4); noise['encode'] is missing: must be (1, 3, 4, 4), "
+        "standard normal"
+    )
+    assert model.restore(
+        image, CAPTION, noise={"start": normal(rng, 1, 3, 4, 4)}, scale=1, start="noise", steps=1
+    ).shape == (24, 32, 3)
 
 
 def test_memory_of_a_large_picture_is_that_of_its_tiles():

@@ -14,6 +14,23 @@ LARGEST_SEED = 2**32 - 1
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 
+def integer(text: str) -> int:
+    """A whole number; for what has its range elsewhere."""
+    if not _WHOLE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A number, infinity and NaN among them; for what has its range elsewhere."""
+    try:
+        if not text.isascii() or "_" in text:
+            raise ValueError
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number") from None
+
+
 def whole(least: int, most: int | None = None, step: int = 1) -> Callable[[str], int]:
     """A whole number from `least` to `most`, a multiple of `step`."""
     multiple = "" if step == 1 else f", a multiple of {step}"

@@ -54,6 +54,12 @@ def run(body: Callable[[], int | None]) -> int:
         return _report(error)
 
 
+def trace(error: BaseException) -> None:
+    """Print where an error comes from, if that is asked for."""
+    if os.environ.get(TRACEBACK) == "1":
+        traceback.print_exception(error)
+
+
 def report_faults(faults: Sequence[str], attempted: int, what: str) -> int:
     """List the files of a folder that could not be used on stderr, one per line; returns the exit code, 0 if none.
 
@@ -88,8 +94,7 @@ def _report(error: BaseException) -> int:
         _silence(sys.stdout)
         _silence(sys.stderr)
         return READER_GONE
-    if os.environ.get(TRACEBACK) == "1":
-        traceback.print_exception(error)
+    trace(error)
     for stream in (sys.stdout, sys.stderr):  # what was printed so far comes first
         try:
             stream.flush()

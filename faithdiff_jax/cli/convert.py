@@ -6,7 +6,9 @@ from pathlib import Path
 from faithdiff_jax.cli.arguments import whole
 from faithdiff_jax.cli.command import Parser
 from faithdiff_jax.cli.progress import tensor_bar
+from faithdiff_jax.config import from_dict, override
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.inference.options import RestoreOptions
 
 DESCRIPTION = """Convert published FaithDiff weights to a model directory (--sdxl, --vae, --faithdiff, --output), a
 training run to a model directory (--run, --output), a model directory back to the published PyTorch layout
@@ -75,14 +77,14 @@ def build_parser() -> Parser:
 def run(args: argparse.Namespace) -> None:
     """Convert, in the direction that the flags say."""
     _check(args)
+    defaults = override({}, args.default)
+    from_dict(RestoreOptions, defaults, "--default")  # refuses what no model can do
     # Imported late: --help and a wrong flag need not wait for JAX.
-    from faithdiff_jax.config import override
     from faithdiff_jax.training.export import export_run
     from faithdiff_jax.weights.from_torch import Published, convert
     from faithdiff_jax.weights.to_torch import to_torch
     from faithdiff_jax.weights.upgrade import upgrade
 
-    defaults = override({}, args.default)
     if args.to_torch is not None:
         to_torch(args.to_torch, args.output, tensor_bar)
     elif args.upgrade is not None:

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import os
 import pathlib
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -19,8 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from faithdiff_jax import SMALL_MODEL
-from faithdiff_jax.cli.command import Parser
-from faithdiff_jax.cli.exit_codes import BAD_INPUT
+from faithdiff_jax.cli import arguments as types
+from faithdiff_jax.cli.command import Parser, report_faults, trace
+from faithdiff_jax.cli.exit_codes import DONE
+from faithdiff_jax.cli.explain import explain
 from faithdiff_jax.cli.progress import log_above_the_bar, say
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.pictures import comparison
@@ -30,13 +31,14 @@ from faithdiff_jax.files.listing import PICTURE_SUFFIXES, list_images
 from faithdiff_jax.inference.options import RestoreOptions
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from faithdiff_jax.inference.pipeline import FaithDiff
     from faithdiff_jax.weights.model_directory import ModelDirectory
 
 FORMATS = ("png", "jpg", "webp", "tif")
 DTYPES = ("auto", "float32", "bfloat16")
-WHOLE_NUMBER = re.compile(r"[+-]?\d{1,40}", re.ASCII)
-MESH = re.compile(r"([1-9]\d{0,8})x([1-9]\d{0,8})", re.ASCII)
+PARSERS: dict[type, Callable[[str], Any]] = {int: types.integer, float: types.number, str: str}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,58 +58,41 @@ def build_parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Restore every picture that has no output yet; bad ones are listed at the end and make the exit code 2."""
+    """Restore every picture that has no output yet; bad ones are listed at the end; the exit code is the worst."""
     options, stored = _options(arguments)
-    mesh_sizes = _mesh_sizes(arguments.mesh)
+    mesh = _mesh(arguments.mesh)
     _check_companions(arguments)
     jobs = plan_jobs(arguments.input, arguments.output, arguments.format)
     todo = [job for job in jobs if arguments.overwrite or not os.path.lexists(job.target)]
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} already done, skipped (--overwrite does them again)")
     if not todo:
-        return 0
+        return DONE
 
     if len(jobs) == 1:  # a bad picture need not wait for the model
         image = images_.load_image(todo[0].source).rgb
         options.padded_size(stored.config, *image.shape[:2])
-    _make_folder(arguments.output)
-    faults = []
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    faults, code = [], DONE
     with log_above_the_bar():
-        model = _load_model(stored, arguments, mesh_sizes)
+        model = _load_model(stored, arguments, mesh)
         with tqdm(todo, unit="picture", disable=len(todo) == 1) as bar:
             for job in bar:
-                fault = _try_to_restore(model, job, options, arguments)
-                if fault is None:
-                    say(f"{job.source} -> {job.target}")
+                try:
+                    _restore_one(model, job, options, arguments)
+                except BrokenPipeError:  # whoever read our output has gone
+                    raise
+                except Exception as error:  # no reason to stop, whatever it is
+                    if len(jobs) == 1:
+                        raise
+                    trace(error)
+                    its_code, line = explain(error)
+                    code = max(code, its_code)  # bad input goes before a failed run
+                    faults.append(line if str(job.source) in line else f"{job.source}: {line}")
                 else:
-                    faults.append(fault)
-    if not faults:
-        return 0
-    if len(jobs) == 1:
-        raise InputError(faults[0])
-    say(f"{len(faults)} of {len(todo)} could not be restored:")
-    for fault in faults:
-        say(f"  {fault}")
-    return BAD_INPUT
-
-
-def _try_to_restore(model: "FaithDiff", job: Job, options: RestoreOptions, arguments: argparse.Namespace) -> str | None:
-    """Restore one picture. What goes wrong with it is returned as a line, and is no reason to stop."""
-    import jax
-
-    try:
-        _restore_one(model, job, options, arguments)
-    except InputError as error:
-        return str(error)
-    except BrokenPipeError:  # whoever read our output has gone
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        return f"{job.source}: {_one_line(error)}"
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            return f"{job.source}: not enough memory; smaller --scale, --tile and --vae-tile need less"
-        return f"{job.source}: {_one_line(error)}"
-    return None
+                    say(f"{job.source} -> {job.target}")
+    report_faults(faults, len(todo), "pictures could not be restored")
+    return code
 
 
 def _restore_one(model: "FaithDiff", job: Job, options: RestoreOptions, arguments: argparse.Namespace) -> None:
@@ -155,7 +140,7 @@ def plan_jobs(source: pathlib.Path, folder: pathlib.Path, suffix: str) -> list[J
     Inputs that share a stem keep their suffix in the result's name; a name that is still taken is numbered.
 
     Raises:
-        InputError: no pictures, or a folder for the results that is none or is the pictures' own.
+        InputError: no pictures, or a folder for the results that is the pictures' own.
     """
     if os.path.isdir(source):
         files = list_images(source)
@@ -166,8 +151,6 @@ def plan_jobs(source: pathlib.Path, folder: pathlib.Path, suffix: str) -> list[J
         files = [source]
     else:
         raise InputError(f"{source}: no such file or folder")
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise InputError(f"--output {folder}: is a file, name a folder")
     if os.path.realpath(folder) == os.path.realpath(source if os.path.isdir(source) else source.parent):
         raise InputError(f"--output {folder}: is where the input lies, name another folder")
     stems = Counter(_same_file(file.stem) for file in files)
@@ -211,52 +194,31 @@ def _options(arguments: argparse.Namespace) -> tuple[RestoreOptions, "ModelDirec
 
 
 def _check_companions(arguments: argparse.Namespace) -> None:
-    """Flags that need another one, or exclude it, and folders that must be there."""
-    if arguments.references is not None:
-        if not arguments.compare:
-            raise InputError("--references: is for --compare, which is not given")
-        list_images(arguments.references)
-    if arguments.captions is not None:
-        if arguments.caption:
-            raise InputError("--caption and --captions: give one of them")
-        if not os.path.isdir(arguments.captions):
-            raise InputError(f"--captions {arguments.captions}: no such folder")
+    """Flags that need another one, or exclude it."""
+    if arguments.references is not None and not arguments.compare:
+        raise InputError("--references: is for --compare, which is not given")
+    if arguments.captions is not None and arguments.caption:
+        raise InputError("--caption and --captions: give one of them")
 
 
-def _mesh_sizes(text: str | None) -> tuple[int, int] | None:
-    """The sizes in "4x2"; that they fit the devices is checked here too, before anything is read."""
-    if text is None:
+def _mesh(sides: tuple[int, int] | None) -> "Mesh | None":
+    """The mesh of devices; that the sides fit them is checked before anything is read."""
+    if sides is None:
         return None
-    match = MESH.fullmatch(text)
-    if match is None:
-        raise InputError(f"--mesh {text}: must be DATAxFSDP, such as 4x2")
     from faithdiff_jax.sharding import make_mesh
 
-    data, fsdp = int(match[1]), int(match[2])
-    make_mesh(data=data, fsdp=fsdp)
-    return data, fsdp
+    return make_mesh(data=sides[0], fsdp=sides[1])
 
 
-def _load_model(
-    stored: "ModelDirectory", arguments: argparse.Namespace, mesh_sizes: tuple[int, int] | None
-) -> "FaithDiff":
+def _load_model(stored: "ModelDirectory", arguments: argparse.Namespace, mesh: "Mesh | None") -> "FaithDiff":
     import jax
 
     from faithdiff_jax.inference.pipeline import FaithDiff
-    from faithdiff_jax.sharding import make_mesh
 
     if arguments.cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(arguments.cache).expanduser()))
-    mesh = None if mesh_sizes is None else make_mesh(data=mesh_sizes[0], fsdp=mesh_sizes[1])
     dtype = None if arguments.dtype == "auto" else arguments.dtype
     return FaithDiff.load(stored, dtype=dtype, mesh=mesh)
-
-
-def _make_folder(folder: pathlib.Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {folder}: cannot be made a folder ({error.strerror})") from None
 
 
 def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) -> None:
@@ -264,21 +226,38 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
     add = parser.add_argument
     add(
         "--model",
-        type=_path,
+        type=types.path,
         metavar="DIR",
         help="model directory, from faithdiff convert; else the small one included",
     )
-    add("--input", type=_path, required=True, metavar="PATH", help="a picture (JPEG, PNG, WebP, TIFF), or a folder")
-    add("--output", type=_path, required=True, metavar="DIR", help="folder for the results")
+    add(
+        "--input", type=types.path, required=True, metavar="PATH", help="a picture (JPEG, PNG, WebP, TIFF), or a folder"
+    )
+    add("--output", type=types.output_folder, required=True, metavar="DIR", help="folder for the results")
     add("--format", choices=FORMATS, default="png", help="of the results; webp and tif are lossless too")
     add("--overwrite", action="store_true", help="do pictures again whose result exists")
     add("--compare", action="store_true", help="also write NAME_compare.png: input, bicubic, restored, and original")
-    add("--references", type=_path, metavar="DIR", help="folder with the originals, named as the inputs, for --compare")
+    add(
+        "--references",
+        type=types.folder,
+        metavar="DIR",
+        help="folder with the originals, named as the inputs, for --compare",
+    )
     add("--caption", default="", metavar="TEXT", help="what the picture shows, used as it is")
-    add("--captions", type=_path, metavar="DIR", help="folder with a .json (key caption) or .txt for each picture")
+    add(
+        "--captions",
+        type=types.folder,
+        metavar="DIR",
+        help="folder with a .json (key caption) or .txt for each picture",
+    )
     add("--keep-captions", action="store_true", help="use caption files as they are, without the published trimming")
     add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16, on CPU float32")
-    add("--mesh", metavar="DATAxFSDP", help="spread over devices: batch over both, parameters over the second")
+    add(
+        "--mesh",
+        type=types.mesh,
+        metavar="DATAxFSDP",
+        help="spread over devices: batch over both, parameters over the second",
+    )
     add("--cache", default="~/.cache/faithdiff-jax", metavar="DIR", help="for compiled programs; '' for none")
     group = parser.add_argument_group(
         "options of a restoration",
@@ -297,32 +276,3 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
             default=argparse.SUPPRESS,
             help=f"{about.help}{limits}{default}",
         )
-
-
-def _path(text: str) -> pathlib.Path:
-    if not text or "\0" in text:
-        raise argparse.ArgumentTypeError("is empty" if not text else "holds a null character")
-    return pathlib.Path(text)
-
-
-def _whole(text: str) -> int:
-    if not WHOLE_NUMBER.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r}: must be a whole number")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        if not text.isascii() or "_" in text:
-            raise ValueError
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r}: must be a number") from None
-
-
-PARSERS: dict[type, Callable[[str], Any]] = {int: _whole, float: _number, str: str}
-
-
-def _one_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

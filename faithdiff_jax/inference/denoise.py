@@ -10,17 +10,20 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from faithdiff_jax.diffusion import samplers, schedule
+from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.grid import Corners, latent_grid
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.tiling import blend_tiles, gather_tiles, gaussian_weights
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.faithdiff import Denoiser
 
 Constrain = Callable[[jax.Array], jax.Array]
@@ -49,6 +52,31 @@ def plan_sampling(options: RestoreOptions, schedule: schedule.ScheduleConfig, he
         tile=(min(options.tile, height), min(options.tile, width)),
         tile_batch=min(options.tile_batch, len(corners)),
     )
+
+
+def noise_shapes(options: RestoreOptions, config: FaithDiffConfig, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all noise for a padded picture of height x width pixels, by what it is for."""
+    factor = config.vae.factor
+    shape = (1, size[0] // factor, size[1] // factor, config.vae.latent_channels)
+    shapes: dict[str, tuple[int, ...]] = {"start": shape, "encode": shape}
+    if samplers.SAMPLERS[options.sampler](config.schedule, options.steps).needs_step_noise:
+        shapes["steps"] = (options.steps, *shape)
+    return shapes
+
+
+def check_noise(noise: Mapping[str, Any], options: RestoreOptions, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare noise that is given with `noise_shapes`; "encode" is for the "lr" start alone.
+
+    Raises:
+        InputError: some is missing or of another shape.
+    """
+    faults = []
+    for name, shape in shapes.items():
+        found = np.shape(noise[name]) if name in noise else None
+        if found != shape and (name != "encode" or options.start == "lr"):
+            faults.append(f"noise[{name!r}] is {'missing' if found is None else found}: must be {shape}")
+    if faults:
+        raise InputError(f"{'; '.join(faults)}, standard normal")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

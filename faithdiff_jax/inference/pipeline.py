@@ -21,11 +21,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Num, UInt8
 
 from faithdiff_jax.config import from_dict
-from faithdiff_jax.diffusion.samplers import SAMPLERS
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images as images_
 from faithdiff_jax.files.tokenizers import Tokenizers
-from faithdiff_jax.inference.denoise import SamplingInputs, Text, plan_sampling
+from faithdiff_jax.inference.denoise import SamplingInputs, Text, check_noise, noise_shapes, plan_sampling
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.inference.progress import long_task
@@ -256,7 +255,8 @@ class FaithDiff:
             (round(h * scale), round(w * scale), 3).
 
         Raises:
-            InputError: an unknown option, a value outside its range, or a picture too small or large for the scale.
+            InputError: an unknown option, a value outside its range, a picture too small or large for the scale, or
+                noise that is missing or of another shape.
         """
         options = (options or self.defaults).replace(**replacements)
         options.check_against(self.config)
@@ -265,7 +265,10 @@ class FaithDiff:
         height, width = upscaled.shape[:2]
         padding = [(0, whole - side) for whole, side in zip(size, (height, width), strict=True)]
         padded = images_.to_float(np.pad(upscaled, [*padding, (0, 0)], mode="edge"))[None]
-        noise = self._noise(options, size) if noise is None else noise
+        shapes = noise_shapes(options, self.config, size)
+        if noise is None:
+            noise = self._draw(shapes, options.seed)
+        check_noise(noise, options, shapes)
 
         context, pooled = self.encode_text([caption, options.negative_caption])
         start = None
@@ -302,14 +305,8 @@ class FaithDiff:
             raise InputError("pooled or negative_pooled is None: this model's added embedding needs pooled texts")
         return _text(negative_context, negative_pooled) if guidance > 1 else None
 
-    def _noise(self, options: RestoreOptions, size: tuple[int, int]) -> dict[str, jax.Array]:
-        """Noise for a padded picture of a size in pixels, from the seed."""
-        factor = self.config.vae.factor
-        shape = (1, size[0] // factor, size[1] // factor, self.config.vae.latent_channels)
-        shapes: dict[str, tuple[int, ...]] = {"start": shape, "encode": shape}
-        if SAMPLERS[options.sampler](self.config.schedule, options.steps).needs_step_noise:
-            shapes["steps"] = (options.steps, *shape)
-        key = jax.random.key(options.seed)
+    def _draw(self, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, jax.Array]:
+        key = jax.random.key(seed)
         return {name: self.programs.normal(jax.random.fold_in(key, i), shapes[name]) for i, name in enumerate(shapes)}
 
     def _in_tiles(
