@@ -60,10 +60,11 @@ def measure(folder: Path, dtype: np.dtype, suffix: str) -> None:
 
     sources = {path: open_tensors(path) for path in files.values()}
     returned = open_tensors(back)
+    stored = ModelDirectory.open(model)
     count = 0
     for part, keymap in keymaps.items():
         given = sources[files[part]]
-        arrays = ModelDirectory.open(model).arrays(part, [entry.path for entry in keymap.entries])
+        arrays = stored.arrays(part, [entry.path for entry in keymap.entries])
         for entry, (_, array) in zip(keymap.entries, arrays, strict=True):
             for name, tensor in keymap.write(entry, array):
                 require_same(name, given, tensor)

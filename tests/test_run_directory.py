@@ -1,6 +1,7 @@
 """A run's directory: begun once, continued by the same run only, written by one process at a time."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -15,8 +16,10 @@ from converted import published_and_converted
 
 from faithdiff_jax.config import from_dict, to_dict
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import part_names
 from faithdiff_jax.training.config import FREE_TO_CHANGE, LoRAConfig, TrainConfig
-from faithdiff_jax.training.run_directory import model_config, model_digest, open_run, read_run
+from faithdiff_jax.training.run_directory import model_config, open_run, read_run
 from faithdiff_jax.weights.model_directory import CONFIG as CONFIG_FILE
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
@@ -37,19 +40,28 @@ def config(**changes) -> TrainConfig:
     return from_dict(TrainConfig, DATA | changes, "test")
 
 
-@pytest.fixture
-def model_dir(tmp_path) -> pathlib.Path:
-    """As much of a model directory as a run looks at."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / CONFIG_FILE).write_text("format: 1\n", encoding="utf-8")
-    return folder
+def write_model_directory(folder: pathlib.Path, **provenance) -> ModelDirectory:
+    """As much of a model directory as a run looks at: its files are empty."""
+    names = [f"{part}.safetensors" for part in part_names(FaithDiffConfig())]
+    files = [*names, "tokenizer/vocab.json", "tokenizer_2/vocab.json"]
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    record = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
+    data = {"format": 2, "model": {}, "files": dict.fromkeys(files, record), "provenance": provenance}
+    (folder / CONFIG_FILE).write_text(json.dumps(data), encoding="utf-8")
+    return ModelDirectory.open(folder)
 
 
 @pytest.fixture
-def run_dir(tmp_path, model_dir) -> pathlib.Path:
+def model(tmp_path) -> ModelDirectory:
+    return write_model_directory(tmp_path / "model")
+
+
+@pytest.fixture
+def run_dir(tmp_path, model) -> pathlib.Path:
     """A run that has ended."""
-    open_run(tmp_path / "run", config(), model_dir).close()
+    open_run(tmp_path / "run", config(), model).close()
     return tmp_path / "run"
 
 
@@ -68,20 +80,20 @@ def refused(message: str, path, *args, **kwargs) -> str:
     return str(caught.value)
 
 
-def test_begin_and_continue(tmp_path, model_dir):
+def test_begin_and_continue(tmp_path, model):
     path = tmp_path / "runs" / "one"
-    with open_run(path, config(), model_dir) as run:
+    with open_run(path, config(), model) as run:
         assert (run.checkpoints, run.validation, run.tensorboard) == tuple(
             path / name for name in ("checkpoints", "validation", "tensorboard")
         )
         data = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         assert data == {
             "format": 1,
-            "model": {"directory": str(model_dir), "digest": model_digest(model_dir)},
+            "model": {"directory": str(model.path), "digest": model.digest},
             "config": to_dict(config()),
         }
     before = contents(path)
-    with open_run(path, config(), model_dir) as run:
+    with open_run(path, config(), model) as run:
         assert run.run == read_run(path)
         assert run.run.config == config()
     assert contents(path).keys() == before.keys() == {".lock", "config.yaml"}
@@ -96,15 +108,15 @@ def log(run_dir, *lines: dict) -> None:
     (run_dir / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
 
 
-def test_resume(tmp_path, model_dir, run_dir):
-    refused("has no checkpoint yet to resume from", run_dir, config(), model_dir, resume="must")
+def test_resume(tmp_path, model, run_dir):
+    refused("has no checkpoint yet to resume from", run_dir, config(), model, resume="must")
     add_checkpoint(run_dir)
-    open_run(run_dir, config(), model_dir, resume="must").close()
-    refused("holds a run already", run_dir, config(), model_dir, resume="never")
-    open_run(tmp_path / "new", config(), model_dir, resume="never").close()
-    refused("holds no run to resume", tmp_path / "other", config(), model_dir, resume="must")
+    open_run(run_dir, config(), model, resume="must").close()
+    refused("holds a run already", run_dir, config(), model, resume="never")
+    open_run(tmp_path / "new", config(), model, resume="never").close()
+    refused("holds no run to resume", tmp_path / "other", config(), model, resume="must")
     assert not (tmp_path / "other").exists()
-    refused("resume is 'maybe': must be one of auto, never, must", run_dir, config(), model_dir, resume="maybe")
+    refused("resume is 'maybe': must be one of auto, never, must", run_dir, config(), model, resume="maybe")
 
 
 @pytest.mark.parametrize("resume", ["auto", "must"])
@@ -118,45 +130,43 @@ def test_resume(tmp_path, model_dir, run_dir):
     ],
     ids=["noted", "folder gone", "long ago"],
 )
-def test_checkpoints_that_are_gone(model_dir, run_dir, resume, is_main, lines, folder):
+def test_checkpoints_that_are_gone(model, run_dir, resume, is_main, lines, folder):
     """Nothing starts over by itself, and the log stays."""
     if folder:
         (run_dir / "checkpoints").mkdir()
     log(run_dir, *lines)
-    message = refused("its checkpoints are gone from", run_dir, config(), model_dir, resume=resume, is_main=is_main)
+    message = refused("its checkpoints are gone from", run_dir, config(), model, resume=resume, is_main=is_main)
     assert f"took {lines[-1]['step']} steps" in message
     assert "give another --output to start over" in message
 
 
-def test_a_run_killed_before_its_first_checkpoint_may_start_over(model_dir, run_dir):
+def test_a_run_killed_before_its_first_checkpoint_may_start_over(model, run_dir):
     (run_dir / "checkpoints").mkdir()
     log(run_dir, {"step": 499}, {"step": 501})
-    refused("has no checkpoint yet to resume from", run_dir, config(), model_dir, resume="must")
-    open_run(run_dir, config(), model_dir).close()
+    refused("has no checkpoint yet to resume from", run_dir, config(), model, resume="must")
+    open_run(run_dir, config(), model).close()
 
 
-def test_a_directory_of_something_else(tmp_path, model_dir):
+def test_a_directory_of_something_else(tmp_path, model):
     other = tmp_path / "photos"
     other.mkdir()
     (other / "cat.png").write_bytes(b"")
-    refused("not a run's directory, it holds cat.png", other, config(), model_dir)
-    refused("its config.yaml is of something else", model_dir, config(), model_dir)
-    refused("is a file", other / "cat.png", config(), model_dir)
-    refused("no such|cannot be read", tmp_path / "run", config(), tmp_path / "gone")
-    assert not (tmp_path / "run").exists()
+    refused("not a run's directory, it holds cat.png", other, config(), model)
+    refused("its config.yaml is of something else", model.path, config(), model)
+    refused("is a file", other / "cat.png", config(), model)
 
 
-def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path, model_dir):
+def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path, model):
     path = tmp_path / "run"
     path.mkdir()
     (path / ".lock").write_text("process 1", encoding="utf-8")
     for name in (".config.yaml.partial", ".0123456789abcdef.tmp"):
         (path / name).write_text("for", encoding="utf-8")
-    open_run(path, config(), model_dir, resume="never").close()
+    open_run(path, config(), model, resume="never").close()
     assert read_run(path).config == config()
 
 
-def test_every_difference_is_named(model_dir, run_dir):
+def test_every_difference_is_named(model, run_dir):
     groups = {"aligner": DATA["groups"]["aligner"] | {"learning_rate": 1e-4}, "lq": {"parameters": ["lq_encoder.*"]}}
     groups["lq"] |= {"learning_rate": 5e-6}
     changed = config(
@@ -168,7 +178,7 @@ def test_every_difference_is_named(model_dir, run_dir):
         optimizer={"clip": None},
         watch={"every": 7},
     )
-    message = refused("another configuration", run_dir, changed, model_dir)
+    message = refused("another configuration", run_dir, changed, model)
     for change in (
         "steps was 600, is 700",
         "groups.aligner.learning_rate was 5e-05, is 0.0001",
@@ -196,12 +206,12 @@ FREE = {
 
 
 @pytest.mark.parametrize("key", FREE)
-def test_what_may_change(model_dir, run_dir, key):
+def test_what_may_change(model, run_dir, key):
     changed = config(**{key: FREE[key]})
     assert changed != config()
-    open_run(run_dir, changed, model_dir).close()
+    open_run(run_dir, changed, model).close()
     assert read_run(run_dir).config == changed
-    open_run(run_dir, config(), model_dir).close()
+    open_run(run_dir, config(), model).close()
     assert read_run(run_dir).config == config()
 
 
@@ -209,28 +219,48 @@ def test_all_that_may_change_is_tried():
     assert {key.split(".")[0] for key in FREE_TO_CHANGE} == FREE.keys()
 
 
-def test_a_key_that_begins_like_a_free_one_is_not_free(model_dir, run_dir, monkeypatch):
+def test_a_key_that_begins_like_a_free_one_is_not_free(model, run_dir, monkeypatch):
     monkeypatch.setattr("faithdiff_jax.training.run_directory.FREE_TO_CHANGE", ("step", "data.crops"))
-    refused("steps was 600, is 700", run_dir, config(steps=700), model_dir)
+    refused("steps was 600, is 700", run_dir, config(steps=700), model)
 
 
-def test_another_model(tmp_path, model_dir, run_dir):
-    moved = model_dir.rename(tmp_path / "moved")
-    open_run(run_dir, config(), moved).close()
+def test_another_model(tmp_path, model, run_dir):
+    moved = model.path.rename(tmp_path / "moved")
+    open_run(run_dir, config(), ModelDirectory.open(moved)).close()
     assert read_run(run_dir).model_dir == moved
-    (moved / CONFIG_FILE).write_text("format: 2\n", encoding="utf-8")
-    refused("moved is another model", run_dir, config(), moved)
+    other = write_model_directory(moved, sources="elsewhere")
+    refused("moved is another model", run_dir, config(), other)
 
 
-def test_another_format(model_dir, run_dir):
+def test_an_upgraded_model_is_the_same(tmp_path, model, run_dir):
+    """A run goes on with what its model directory was upgraded to, and remembers that."""
+    upgraded = write_model_directory(tmp_path / "upgraded", upgraded_from={"format": 1, "digest": model.digest})
+    open_run(run_dir, config(), upgraded).close()
+    assert (read_run(run_dir).model_dir, read_run(run_dir).digest) == (upgraded.path, upgraded.digest)
+    refused("model is another model", run_dir, config(), model)
+    for number, was in enumerate(({"format": 1, "digest": "0" * 64}, {"format": 1}, {}, "0" * 64, None)):
+        other = write_model_directory(tmp_path / str(number), upgraded_from=was)
+        refused("is another model", run_dir, config(), other)
+
+
+def test_options_that_an_earlier_version_had_not(model, run_dir):
+    file = run_dir / "config.yaml"
+    data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    del data["config"]["optimizer"]["clip"], data["config"]["stop_after_bad_steps"]
+    file.write_text(yaml.safe_dump(data), encoding="utf-8")
+    refused("optimizer.clip was 1.0, is 2.0", run_dir, config(optimizer={"clip": 2.0}), model)
+    open_run(run_dir, config(), model).close()
+
+
+def test_another_format(model, run_dir):
     file = run_dir / "config.yaml"
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("format: 1", "format: 2"), encoding="utf-8")
-    refused("format is 2, this version reads format 1", run_dir, config(), model_dir)
+    refused("format is 2, this version reads format 1", run_dir, config(), model)
     file.write_text(text.replace("digest", "digits"), encoding="utf-8")
-    refused("damaged", run_dir, config(), model_dir)
+    refused("damaged", run_dir, config(), model)
     file.write_text(text.replace("noise_offset", "offset"), encoding="utf-8")
-    refused("unknown key offset", run_dir, config(), model_dir)
+    refused("unknown key offset", run_dir, config(), model)
 
 
 def test_read_run_refuses_others(tmp_path):
@@ -240,83 +270,84 @@ def test_read_run_refuses_others(tmp_path):
         read_run(tmp_path)
 
 
-def test_a_second_run_is_refused(model_dir, run_dir):
-    with open_run(run_dir, config(), model_dir):
-        message = refused("another run", run_dir, config(), model_dir)
+def test_a_second_run_is_refused(model, run_dir):
+    with open_run(run_dir, config(), model):
+        message = refused("another run", run_dir, config(), model)
         assert f"process {os.getpid()} on " in message
-    open_run(run_dir, config(), model_dir).close()
+    open_run(run_dir, config(), model).close()
 
 
-def test_a_refused_run_lets_go_of_the_lock(model_dir, run_dir, monkeypatch):
+def test_a_refused_run_lets_go_of_the_lock(model, run_dir, monkeypatch):
     def fail(*args):
         raise InputError("full")
 
     monkeypatch.setattr("faithdiff_jax.training.run_directory._write_config", fail)
     with pytest.raises(InputError, match="full"):
-        open_run(run_dir, config(mesh={"data": 2}), model_dir)
+        open_run(run_dir, config(mesh={"data": 2}), model)
     monkeypatch.undo()
-    open_run(run_dir, config(), model_dir).close()
+    open_run(run_dir, config(), model).close()
 
 
-def test_other_processes_check_without_writing(tmp_path, model_dir, run_dir):
+def test_other_processes_check_without_writing(tmp_path, model, run_dir):
     """They need no lock, whether the main process has begun or not."""
     add_checkpoint(run_dir)
     before = contents(run_dir)
-    refused("steps was", run_dir, config(steps=700), model_dir, is_main=False)
-    with open_run(run_dir, config(), model_dir):
+    refused("steps was", run_dir, config(steps=700), model, is_main=False)
+    with open_run(run_dir, config(), model):
         for resume in ("auto", "must", "never"):  # by now the main process may have written it
-            open_run(run_dir, config(mesh={"data": 2}), model_dir, resume=resume, is_main=False).close()
-        refused("another run", run_dir, config(), model_dir)
+            open_run(run_dir, config(mesh={"data": 2}), model, resume=resume, is_main=False).close()
+        refused("another run", run_dir, config(), model)
     assert contents(run_dir)["config.yaml"] == before["config.yaml"]
-    open_run(tmp_path / "new", config(), model_dir, is_main=False).close()
+    open_run(tmp_path / "new", config(), model, is_main=False).close()
     assert not (tmp_path / "new").exists()
-    refused("holds no run", tmp_path / "new", config(), model_dir, resume="must", is_main=False)
+    refused("holds no run", tmp_path / "new", config(), model, resume="must", is_main=False)
 
 
 HOLD = """
 import sys, subprocess, time
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.run_directory import open_run, read_run
-run = open_run(sys.argv[1], read_run(sys.argv[1]).config, sys.argv[2])
+from faithdiff_jax.weights.model_directory import ModelDirectory
+run = open_run(sys.argv[1], read_run(sys.argv[1]).config, ModelDirectory.open(sys.argv[2]))
 subprocess.Popen(["sleep", "10"], stdout=subprocess.DEVNULL)  # outlives the run, and must not keep its lock
 print("held", flush=True)
 time.sleep(60)
 """
 
 
-def test_a_killed_run_leaves_nothing_that_blocks(model_dir, run_dir):
-    arguments = [sys.executable, "-c", HOLD, str(run_dir), str(model_dir)]
+def test_a_killed_run_leaves_nothing_that_blocks(model, run_dir):
+    arguments = [sys.executable, "-c", HOLD, str(run_dir), str(model.path)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "held\n"
-            message = refused("another run", run_dir, config(), model_dir)
+            message = refused("another run", run_dir, config(), model)
             assert f"process {process.pid} on " in message
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    open_run(run_dir, config(), model_dir).close()
+    open_run(run_dir, config(), model).close()
 
 
-def test_a_directory_that_cannot_be_written(tmp_path, model_dir):
+def test_a_directory_that_cannot_be_written(tmp_path, model):
     (tmp_path / "file").write_bytes(b"")
-    refused(re.escape("file/run: cannot be written to"), tmp_path / "file" / "run", config(), model_dir)
+    refused(re.escape("file/run: cannot be written to"), tmp_path / "file" / "run", config(), model)
 
 
 def test_model_config():
-    _, model_dir = published_and_converted()
-    base = ModelDirectory.open(model_dir).config
-    assert model_config(config(model={}), model_dir) == base
-    changed = model_config(config(model={"vae": {"scaling_factor": 0.5}}), model_dir)
+    model = ModelDirectory.open(published_and_converted()[1])
+    base = model.config
+    assert model_config(config(model={}), model) == base
+    changed = model_config(config(model={"vae": {"scaling_factor": 0.5}}), model)
     assert changed == dataclasses.replace(base, vae=dataclasses.replace(base.vae, scaling_factor=0.5))
-    changed = model_config(config(model={"alignment": {"mixing": "batch", "group": 4}}), model_dir)
+    changed = model_config(config(model={"alignment": {"mixing": "batch", "group": 4}}), model)
     assert changed == dataclasses.replace(base, alignment=dataclasses.replace(base.alignment, mixing="batch", group=4))
     with pytest.raises(InputError, match=r"model: unknown key alignment\.mixin "):
-        model_config(config(model={"alignment": {"mixin": "batch"}}), model_dir)
+        model_config(config(model={"alignment": {"mixin": "batch"}}), model)
     with pytest.raises(InputError, match=r"unet\.context_dim is 7"):
-        model_config(config(model={"unet": {"context_dim": 7}}), model_dir)
+        model_config(config(model={"unet": {"context_dim": 7}}), model)
 
 
-def test_lora_reads_back(tmp_path, model_dir):
+def test_lora_reads_back(tmp_path, model):
     with_lora = config(lora=to_dict(LoRAConfig(rank=2)), ema=None)
-    open_run(tmp_path / "run", with_lora, model_dir).close()
+    open_run(tmp_path / "run", with_lora, model).close()
     assert read_run(tmp_path / "run").config == with_lora

@@ -57,7 +57,7 @@ def a_run(tmp_path, model_dir, shapes: dict, *, steps=(10,), ema=True, **changes
     """A run whose checkpoints hold random parameters of these shapes; {step: {"trained": ..., "ema": ...}}."""
     config = from_dict(TrainConfig, DATA | changes, "test")
     states = {}
-    with open_run(tmp_path / "run", config, model_dir) as run:
+    with open_run(tmp_path / "run", config, ModelDirectory.open(model_dir)) as run:
         checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
         for step in steps:
             rng = np.random.default_rng(step)
@@ -165,7 +165,7 @@ def test_lora_is_merged(tmp_path, model_dir):
 def test_overrides_and_fresh_parts(tmp_path, model_dir):
     """Another aligner, which trained but for one bias, and a new LQ encoder that never trained."""
     changes = {"model": {"alignment": {"layers": 1}}, "fresh": ["alignment", "lq_encoder"]}
-    config = model_config(from_dict(TrainConfig, DATA | changes, "test"), model_dir)
+    config = model_config(from_dict(TrainConfig, DATA | changes, "test"), ModelDirectory.open(model_dir))
     shapes = part_shapes(config, "alignment")
     frozen = next(path for path in shapes if path.endswith("bias"))
     trained = {f"alignment.{path}": shape for path, shape in shapes.items() if path != frozen}
@@ -216,7 +216,18 @@ def test_another_model_directory_is_refused(tmp_path, model_dir):
         file.write("\n")
     refused("is not what .*/run started from", run, tmp_path / "out")
     shutil.rmtree(model)
-    refused(r"not a model directory, its config\.yaml cannot be read", run, tmp_path / "out")
+    refused("no such model directory", run, tmp_path / "out")
+
+
+def test_the_model_directory_was_upgraded_in_its_place(tmp_path, model_dir):
+    model = shutil.copytree(model_dir, tmp_path / "model")
+    run, _ = a_run(tmp_path, model, alignment(model_dir))
+    file = model / "config.yaml"
+    data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    data["provenance"]["upgraded_from"] = {"format": 1, "digest": ModelDirectory.open(model).digest}
+    file.write_text(yaml.safe_dump(data), encoding="utf-8")
+    export_run(run, tmp_path / "out")
+    assert (tmp_path / "out" / "unet.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

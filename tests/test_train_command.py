@@ -16,6 +16,7 @@ from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.training.config import load_train_config
 from faithdiff_jax.training.run_directory import open_run
 from faithdiff_jax.weights.model_directory import CONFIG as CONFIG_FILE
+from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.safetensors_format import record
 
 REPOSITORY = Path(__file__).parent.parent
@@ -139,7 +140,7 @@ def test_a_model_directory_as_output(tmp_path, capsys):
 def begun(tmp_path):
     """A run's directory, as one that was stopped before its first step leaves it."""
     config = load_train_config(write_config(tmp_path / "run.yaml"), [f"data.sources=[{{photos: '{place().photos}'}}]"])
-    open_run(tmp_path / "run", config, place().model).close()
+    open_run(tmp_path / "run", config, ModelDirectory.open(place().model)).close()
     return tmp_path / "run"
 
 

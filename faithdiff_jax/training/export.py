@@ -18,7 +18,7 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_names, part_shapes
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.lora import PREFIX, merged
-from faithdiff_jax.training.run_directory import CHECKPOINTS, Run, model_config, model_digest, read_run
+from faithdiff_jax.training.run_directory import CHECKPOINTS, Run, is_same_model, model_config, read_run
 from faithdiff_jax.training.saved_checkpoints import load_saved, saved_specs, saved_steps, verify
 from faithdiff_jax.weights.from_torch import Track, untracked
 from faithdiff_jax.weights.initialisation import fresh_part
@@ -130,11 +130,10 @@ def export_run(
     output = pathlib.Path(output)
     refuse_existing(output)
     stored_run = read_run(run)
-    model_dir = stored_run.model_dir
-    if model_digest(model_dir) != stored_run.digest:
-        raise InputError(f"{model_dir}: is not what {run} started from, its {CONFIG} differs by now")
-    model = ModelDirectory.open(model_dir)
-    before = Before(stored_run, model, model_config(stored_run.config, model_dir))
+    model = ModelDirectory.open(stored_run.model_dir)
+    if not is_same_model(model, stored_run.digest):
+        raise InputError(f"{model.path}: is not what {run} started from, its {CONFIG} differs by now")
+    before = Before(stored_run, model, model_config(stored_run.config, model))
     config = before.config
     saved = _saved(run, ema, step)
     parts = _parts(before, saved)

@@ -43,6 +43,7 @@ from faithdiff_jax.training.reporting import Watch, timed
 from faithdiff_jax.training.run_directory import RunDirectory, model_config, open_run
 from faithdiff_jax.training.step import State, TrainStep
 from faithdiff_jax.training.validation import Validation
+from faithdiff_jax.weights.model_directory import ModelDirectory
 
 log = logging.getLogger("faithdiff_jax")
 
@@ -80,7 +81,8 @@ def _train(
     config: TrainConfig, model_dir: pathlib.Path, output: pathlib.Path | str, resume: str, stop: "_StopSignals"
 ) -> int:
     is_main = jax.process_index() == 0
-    model = model_config(config, model_dir)
+    stored = ModelDirectory.open(model_dir)
+    model = model_config(config, stored)
     shapes = model_shapes(model)
     labels = assign_groups(config, shapes)
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
@@ -94,13 +96,13 @@ def _train(
         validation = Validation(config.validation, model, tokenizers, dtype=jnp.dtype(config.dtype), mesh=mesh)
 
     with contextlib.ExitStack() as open_:
-        directory = open_.enter_context(open_run(output, config, model_dir, resume=resume, is_main=is_main))
+        directory = open_.enter_context(open_run(output, config, stored, resume=resume, is_main=is_main))
         _meet("the run's directory is open")
         checkpoints = Checkpoints(directory.checkpoints, config.checkpoint)
         open_.callback(checkpoints.close)
         batches = open_.enter_context(iter(loader))
         with timed("reading the parameters"):
-            state, frozen = _start(step, model_dir, checkpoints, batches)
+            state, frozen = _start(step, stored, checkpoints, batches)
         first = int(state["step"])
         if first:
             log.info("resumed at step %d of %d", first, config.steps)
@@ -184,17 +186,17 @@ def _abstract(shapes: dict[str, tuple[int, ...]], dtype: Any) -> dict[str, jax.S
 
 
 def _start(
-    step: TrainStep, model_dir: pathlib.Path, checkpoints: Checkpoints, batches: BatchIterator
+    step: TrainStep, stored: ModelDirectory, checkpoints: Checkpoints, batches: BatchIterator
 ) -> tuple[State, Flat]:
     """The state to begin or resume with, of the model directory or the latest checkpoint; and the frozen parameters."""
     assert step.mesh is not None
     latest = checkpoints.latest_step()
     trained, frozen = load_parameters(
-        step.config, model_dir, step.model, step.labels, step.mesh, only_frozen=latest is not None
+        step.config, stored, step.model, step.labels, step.mesh, only_frozen=latest is not None
     )
-    check_finite(frozen, model_dir)
+    check_finite(frozen, stored.path)
     if latest is None:
-        check_finite(trained, model_dir)
+        check_finite(trained, stored.path)
         shardings = step.shardings(jax.eval_shape(step.init, trained))
         return jax.jit(step.init, out_shardings=shardings, donate_argnums=0)(trained), frozen
     shapes = trained_shapes(step.config, model_shapes(step.model), step.labels)

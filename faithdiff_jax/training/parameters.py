@@ -42,7 +42,7 @@ def trained_shapes(config: TrainConfig, shapes: Shapes, labels: Mapping[str, str
 
 def load_parameters(
     config: TrainConfig,
-    model_dir: pathlib.Path,
+    stored: ModelDirectory,
     model: FaithDiffConfig,
     labels: Mapping[str, str],
     mesh: Mesh,
@@ -56,7 +56,6 @@ def load_parameters(
     Raises:
         InputError: a part of the model directory does not fit the run's architecture, and is not in `fresh`.
     """
-    stored = ModelDirectory.open(model_dir, verify=False)  # its architecture was read, and all of it checked, before
     trained: Flat = {}
     frozen: Flat = {}
     for part in part_names(model):

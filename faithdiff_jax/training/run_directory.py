@@ -9,7 +9,6 @@ RUN_DIR/.lock           held by the process that writes; the system releases it 
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
@@ -26,7 +25,6 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.training.config import FREE_TO_CHANGE, TrainConfig
 from faithdiff_jax.training.reporting import steps_logged
 from faithdiff_jax.training.saved_checkpoints import saved_steps
-from faithdiff_jax.weights.model_directory import CONFIG as MODEL_CONFIG
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
 FORMAT = 1
@@ -44,7 +42,7 @@ class Run:
     config: TrainConfig
     model_dir: pathlib.Path
     digest: str
-    """`model_digest` of the model directory when the run began."""
+    """`ModelDirectory.digest` when the run began."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ class RunDirectory:
 def open_run(
     path: pathlib.Path | str,
     config: TrainConfig,
-    model_dir: pathlib.Path | str,
+    model: ModelDirectory,
     *,
     resume: str = "auto",
     is_main: bool = True,
@@ -100,7 +98,7 @@ def open_run(
     Args:
         path: RUN_DIR; a new or empty directory begins a run.
         config: the run's configuration, resolved.
-        model_dir: the model directory that it starts from.
+        model: the model directory that it starts from.
         resume: "auto" begins or continues, "never" refuses a directory that holds a run, "must" one without a
             checkpoint to resume from.
         is_main: whether this process writes.
@@ -113,14 +111,14 @@ def open_run(
     if resume not in RESUMES:
         raise InputError(f"resume is {resume!r}: must be one of {', '.join(RESUMES)}")
     path = pathlib.Path(path)
-    run = Run(config=config, model_dir=pathlib.Path(model_dir).absolute(), digest=model_digest(model_dir))
-    _check(path, run, resume, is_main)
+    run = Run(config=config, model_dir=model.path.absolute(), digest=model.digest)
+    _check(path, run, model, resume, is_main)
     if not is_main:
         return RunDirectory(path=path, run=run)
     lock = _lock(path)
     try:
         # Again, now that nobody else can write.
-        if _check(path, run, resume, is_main) != run:
+        if _check(path, run, model, resume, is_main) != run:
             _write_config(path, run)
     except BaseException:
         lock.close()
@@ -143,28 +141,21 @@ def read_run(path: pathlib.Path | str) -> Run:
     return run
 
 
-def model_digest(model_dir: pathlib.Path | str) -> str:
-    """SHA-256 of a model directory's config.yaml, which states the architecture, the sizes and where they are from."""
-    path = pathlib.Path(model_dir) / MODEL_CONFIG
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(
-            f"{model_dir}: not a model directory, its {MODEL_CONFIG} cannot be read ({error.strerror}; "
-            "convert_weights.py makes one)"
-        ) from None
+def is_same_model(model: ModelDirectory, digest: str) -> bool:
+    """Whether a directory is the model of a run's digest, or was upgraded from it: the parameters are the same then."""
+    was = model.provenance.get("upgraded_from")
+    return digest in (model.digest, was.get("digest") if isinstance(was, dict) else None)
 
 
-def model_config(config: TrainConfig, model_dir: pathlib.Path | str) -> FaithDiffConfig:
+def model_config(config: TrainConfig, model: ModelDirectory) -> FaithDiffConfig:
     """The architecture that is trained: the model directory's, with the overrides of `config.model` put in.
 
     Raises:
-        InputError: not a model directory, or an override with an unknown key or a value its config refuses.
+        InputError: an override with an unknown key or a value its config refuses.
     """
-    architecture = ModelDirectory.open(model_dir).config
     if not config.model:
-        return architecture
-    return from_dict(FaithDiffConfig, merged(to_dict(architecture), config.model), "model")
+        return model.config
+    return from_dict(FaithDiffConfig, merged(to_dict(model.config), config.model), "model")
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -177,7 +168,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, str
         yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), f"{prefix}.{key}" if prefix else str(key))
 
 
-def _check(path: pathlib.Path, run: Run, resume: str, is_main: bool) -> Run | None:
+def _check(path: pathlib.Path, run: Run, model: ModelDirectory, resume: str, is_main: bool) -> Run | None:
     """The run that the directory holds, if `run` may continue it; None if there is none and one may begin."""
     found = _read(path)
     if found is None:
@@ -191,10 +182,10 @@ def _check(path: pathlib.Path, run: Run, resume: str, is_main: bool) -> Run | No
         return None
     if resume == "never" and is_main:
         raise InputError(f"{path}: holds a run already; resume it (--resume auto), or give another --output")
-    if found.digest != run.digest:
+    if not is_same_model(model, found.digest):
         raise InputError(
             f"{path}: its run started from {found.model_dir} as it was then; {run.model_dir} is another model "
-            f"({MODEL_CONFIG} has digest {run.digest[:12]}, the run's {found.digest[:12]})"
+            f"(its config.yaml has digest {run.digest[:12]}, the run's {found.digest[:12]})"
         )
     refused = [
         change
