@@ -11,7 +11,6 @@ import skimage.metrics
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.metrics import gmsd, psnr, sharpness_ratio, ssim
-from faithdiff_jax.evaluation.pictures import GAP, STRIP, side_by_side, stacked
 
 
 def photograph(height=121, width=140):
@@ -123,38 +122,3 @@ def test_pictures_of_another_type_are_named(unchecked):
     image = photograph(40, 50)
     with pytest.raises(ValueError, match="reference is float32"):
         psnr(image, image.astype(np.float32))
-
-
-def test_side_by_side_keeps_the_pixels():
-    left, right = photograph(60, 80), blurred(photograph(60, 50), 2)
-    sheet = side_by_side([("LQ", left), ("restored", right)])
-    assert sheet.dtype == np.uint8
-    assert sheet.shape == (60 + STRIP, 80 + GAP + 50, 3)
-    np.testing.assert_array_equal(sheet[STRIP:, :80], left)
-    np.testing.assert_array_equal(sheet[STRIP:, 80 + GAP :], right)
-    assert (sheet[:, 80 : 80 + GAP] == 255).all()
-    for strip in (sheet[:STRIP, :80], sheet[:STRIP, 80 + GAP :]):
-        assert (strip < 128).any()  # a title
-
-
-def test_long_and_foreign_titles_stay_over_their_picture():
-    picture = photograph(30, 40)
-    sheet = side_by_side([("a title much wider than its picture", picture), ("", picture)])
-    assert (sheet[:STRIP, 40:] == 255).all()
-    assert side_by_side([("Straße 写真", picture)]).shape == (30 + STRIP, 40, 3)
-
-
-def test_a_row_has_one_height():
-    with pytest.raises(ValueError, match=r"pictures have heights \[30, 31\]"):
-        side_by_side([("a", photograph(30, 40)), ("b", photograph(31, 40))])
-
-
-def test_stacking():
-    wide, narrow = photograph(30, 90), photograph(20, 50)
-    sheet = stacked([wide, narrow])
-    assert sheet.shape == (30 + GAP + 20, 90, 3)
-    np.testing.assert_array_equal(sheet[:30], wide)
-    np.testing.assert_array_equal(sheet[30 + GAP :, :50], narrow)
-    assert (sheet[30:, 50:] == 255).all()
-    np.testing.assert_array_equal(stacked([wide, narrow], 90), sheet)
-    assert stacked([wide, narrow], 45).shape == (27, 45, 3)

@@ -22,9 +22,10 @@ from faithdiff_jax.data.degradation.degrade import (
     draw,
     stages,
 )
-from faithdiff_jax.data.preview import GAP, LINE, MARGIN, PAPER, Pair, describe, draw_sheet, read_config, sample_pairs
+from faithdiff_jax.data.preview import MARGIN, Pair, describe, draw_sheet, read_config, sample_pairs
 from faithdiff_jax.data.sources import PhotoFolder
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.sheets import GAP, PAPER
 
 ROOT = Path(__file__).parents[1]
 
@@ -157,43 +158,23 @@ def test_a_photograph_smaller_than_the_crop_is_mirrored(photographs):
     np.testing.assert_array_equal(pair.hq, np.pad(small, ((0, 24), (0, 8), (0, 0)), mode="reflect"))
 
 
-def test_sheet_shows_both_pictures_of_every_pair_and_keeps_its_margins(rng):
-    def pair(caption):
-        hq, lq = rng.integers(255, size=(2, 240, 240, 3)).astype(np.uint8)
-        return Pair(
-            hq,
-            lq,
-            "a/rather long name, häuser " * 9,
-            "LQ 60x60, " + "x" * 99,
-            ["1st: " + "y" * 200, "2nd: " + "z" * 200 + " | jpeg 9"],
-            caption,
-        )
-
+def test_sheet_shows_both_pictures_of_every_pair_magnified_and_keeps_its_margins(rng):
     captions = ["", "word " * 300, "x" * 500 + " y", "Ein Café, 咖啡.", "short"]
-    pairs = [pair(caption) for caption in captions]
+    pictures = rng.integers(255, size=(5, 2, 120, 120, 3)).astype(np.uint8)
+    texts = ["a/rather long name, häuser " * 9, "LQ 30x30, " + "x" * 99, ["1st: " + "y" * 200, "2nd: z | jpeg 9"]]
+    pairs = [Pair(*both, *texts, caption) for both, caption in zip(pictures, captions, strict=True)]
     sheet = draw_sheet(pairs, "heading " * 80)
     cell = 2 * 240 + GAP
-    # Three fit into a row; the gutters between and around them stay empty below the heading.
-    assert sheet.shape[1] == MARGIN + 3 * (cell + MARGIN)
-    heights = [np.flatnonzero((sheet[:, MARGIN:][:, :240] == pair.hq[0]).all(axis=(1, 2))) for pair in pairs[::3]]
-    first, second = (int(rows[0]) for rows in heights)
-    for number, place in enumerate([(first, 0), (first, 1), (first, 2), (second, 0), (second, 1)]):
-        top, left = place[0], MARGIN + place[1] * (cell + MARGIN)
-        np.testing.assert_array_equal(sheet[top : top + 240, left : left + 240], pairs[number].hq)
-        np.testing.assert_array_equal(sheet[top : top + 240, left + 240 + GAP : left + cell], pairs[number].lq)
-    gutters = np.concatenate([sheet[first - 2 * LINE :, i * (cell + MARGIN) :][:, 2 : MARGIN - 2] for i in range(4)], 1)
-    assert (gutters == PAPER).all()
-    assert (sheet[second - 2 * LINE - MARGIN + 6 : second - 2 * LINE] == PAPER).all()
-    assert (sheet[-MARGIN + 6 :] == PAPER).all()
-
-
-def test_small_crops_are_magnified(rng):
-    hq, lq = rng.integers(255, size=(2, 64, 64, 3)).astype(np.uint8)
-    sheet = draw_sheet([Pair(hq, lq, "name", "LQ 16x16", ["1st: jpeg 9"], "")], "heading")
-    assert sheet.shape[1] == 2 * MARGIN + 2 * 256 + GAP
-    large = hq.repeat(4, axis=0).repeat(4, axis=1)
-    windows = [top for top in range(len(sheet) - 256) if (sheet[top, MARGIN : MARGIN + 256] == large[0]).all()]
-    np.testing.assert_array_equal(sheet[windows[0] :, MARGIN:][:256, :256], large)
+    assert sheet.shape[1] == MARGIN + 3 * (cell + MARGIN)  # three fit into a row
+    for number, pair in enumerate(pairs):
+        left = MARGIN + number % 3 * (cell + MARGIN)
+        hq, lq = (image.repeat(2, axis=0).repeat(2, axis=1) for image in pair[:2])
+        (top, _) = np.flatnonzero((sheet[:, left : left + 240] == hq[0]).all(axis=(1, 2)))
+        np.testing.assert_array_equal(sheet[top : top + 240, left : left + 240], hq)
+        np.testing.assert_array_equal(sheet[top : top + 240, left + 240 + GAP : left + cell], lq)
+        assert (sheet[top:, left + cell : left + cell + MARGIN] == PAPER).all()
+    for border in (sheet[:MARGIN], sheet[-MARGIN:], sheet[:, :MARGIN], sheet[:, -MARGIN:]):
+        assert (border == PAPER).all()
 
 
 def test_same_seed_same_bytes(photographs, tmp_path):

@@ -14,7 +14,7 @@ from faithdiff_jax.data.degradation.degrade import LEVELS, degrade
 from faithdiff_jax.data.pairs import image_generator
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.metrics import psnr, ssim
-from faithdiff_jax.evaluation.pictures import GAP, STRIP
+from faithdiff_jax.files.sheets import GAP, LINE
 from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.inference import pipeline
 from faithdiff_jax.models.config import FaithDiffConfig
@@ -61,11 +61,11 @@ def test_scores_are_those_of_restoring_each_picture(photos):
     assert scores["psnr"] == psnr(restored, hq)
     assert scores["ssim"] == ssim(restored, hq)
 
-    assert picture.shape == (CROP + STRIP, 3 * CROP + 2 * GAP, 3)
+    assert picture.shape == (CROP + LINE, 3 * CROP + 2 * GAP, 3)
     enlarged = np.array(Image.fromarray(lq).resize((CROP, CROP), Image.Resampling.BICUBIC))
     for place, shown in enumerate((enlarged, restored, hq)):
         left = place * (CROP + GAP)
-        np.testing.assert_array_equal(picture[STRIP:, left : left + CROP], shown)
+        np.testing.assert_array_equal(picture[LINE:, left : left + CROP], shown)
 
 
 def test_means_and_one_row_for_each_picture(photos, tmp_path):
@@ -76,7 +76,7 @@ def test_means_and_one_row_for_each_picture(photos, tmp_path):
     second, second_row = validation(photos, count=1).run(params)
     for name, score in both.items():
         assert score == pytest.approx((first[name] + second[name]) / 2)
-    height = CROP + STRIP
+    height = CROP + LINE
     assert picture.shape == (2 * height + GAP, 3 * CROP + 2 * GAP, 3)
     np.testing.assert_array_equal(picture[:height], first_row)
     np.testing.assert_array_equal(picture[height + GAP :], second_row)  # whatever lies before it in the folder

@@ -1,13 +1,12 @@
 """A contact sheet of HQ/LQ pairs with what was drawn for each: what a degradation does, before training with it."""
 
 import math
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.degradation.degrade import (
@@ -26,22 +25,19 @@ from faithdiff_jax.data.samples import UPSCALING
 from faithdiff_jax.data.sources import PhotoFolder
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.captions import trim_caption
+from faithdiff_jax.files.sheets import PAPER, side_by_side, stacked, titled, wrapped, written
 
 SHEET_WIDTH = 1700  # pixels that a row of pairs may take, if more than one is in it
-TEXT_SIZE = 14
-LINE = 19  # pixels from one line of text to the next
-MARGIN, GAP = 24, 6
+MARGIN = 24
 MAX_SHEET_PIXELS = 2**26
 SMALLEST_SIDE = 224  # of a picture on the sheet, so that text fits under it
 MAX_CAPTION_LINES = 3
-PAPER, INK, FAINT, BLUE = (248, 247, 244), (34, 34, 34), (110, 108, 102), (26, 74, 128)
+FAINT, BLUE = (110, 108, 102), (26, 74, 128)
 LEGEND = (
     "blur: kernel size, s sigma, b exponent, w sinc cut-off (radians)",
     "resize: x/4 is relative to the LQ size",
     "noise: gaussian sigma of 255, poisson scale",
 )
-Text = tuple[str, tuple[int, int, int]]
-"""A line and its colour."""
 
 
 class Pair(NamedTuple):
@@ -130,33 +126,14 @@ def sample_pairs(
 
 def draw_sheet(pairs: Sequence[Pair], heading: str) -> np.ndarray:
     """Draw the pairs in rows under a heading: (H, W, 3) uint8. All have the same crop; a small one is magnified."""
-    zoom = math.ceil(SMALLEST_SIDE / len(pairs[0].hq))
-    side = zoom * len(pairs[0].hq)
-    cell_width = 2 * side + GAP
-    columns = max(1, min(len(pairs), (SHEET_WIDTH + MARGIN) // (cell_width + MARGIN)))
-    width = MARGIN + columns * (cell_width + MARGIN)
-    font = _font()
-    head = [(line, INK) for line in _wrap(_plain(heading).split(), " ", "", font, width - 2 * MARGIN)]
-    head += [(line, FAINT) for line in _wrap(LEGEND, "   |   ", "", font, width - 2 * MARGIN)]
-    texts = [_texts(pair, font, cell_width) for pair in pairs]
-    rows = [range(start, min(start + columns, len(pairs))) for start in range(0, len(pairs), columns)]
-    heights = [2 * LINE + side + GAP + LINE * max(len(texts[index]) for index in row) for row in rows]
-
-    top = 2 * MARGIN + LINE * len(head)
-    sheet = Image.new("RGB", (width, top + sum(heights) + MARGIN * len(rows)), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    _write(pen, (MARGIN, MARGIN), head, font)
-    for row, height in zip(rows, heights, strict=True):
-        for column, index in enumerate(row):
-            pair, left = pairs[index], MARGIN + column * (cell_width + MARGIN)
-            _write(pen, (left, top), [(_shorten(_plain(pair.title), font, cell_width), INK)], font)
-            for place, label, image in ((left, "HQ", pair.hq), (left + side + GAP, pair.lq_label, pair.lq)):
-                _write(pen, (place, top + LINE), [(_shorten(label, font, side), FAINT)], font)
-                picture = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
-                sheet.paste(picture, (place, top + 2 * LINE))
-            _write(pen, (left, top + 2 * LINE + side + GAP), texts[index], font)
-        top += height + MARGIN
-    return np.asarray(sheet)
+    cells = [_cell(pair) for pair in pairs]
+    step = cells[0].shape[1] + MARGIN
+    columns = max(1, min(len(pairs), (SHEET_WIDTH + MARGIN) // step))
+    width = columns * step - MARGIN
+    head = [*wrapped(heading.split(), " ", width), *wrapped(LEGEND, "   |   ", width)]
+    rows = [side_by_side(cells[start : start + columns], MARGIN) for start in range(0, len(cells), columns)]
+    sheet = stacked([written(head, width), *rows], MARGIN)
+    return np.pad(sheet, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=PAPER)
 
 
 def read_config(path: Path) -> DegradationConfig:
@@ -209,54 +186,16 @@ def _mirror_to(image: np.ndarray, side: int) -> np.ndarray:
     return np.pad(image, ((0, below), (0, right), (0, 0)), mode="reflect") if below or right else image
 
 
-def _font() -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(TEXT_SIZE)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font
-
-
-def _texts(pair: Pair, font: ImageFont.FreeTypeFont, width: int) -> list[Text]:
-    """The lines under a pair with their colours, none wider than `width`."""
-    settings = [line for text in pair.settings for line in _wrap(text.split(" | "), " | ", "       ", font, width)]
-    caption = list(_wrap(_plain(pair.caption).split(), " ", "", font, width))
+def _cell(pair: Pair) -> np.ndarray:
+    """Both pictures of a pair with the lines around them."""
+    zoom = math.ceil(SMALLEST_SIDE / len(pair.hq))
+    large = [image.repeat(zoom, axis=0).repeat(zoom, axis=1) for image in (pair.hq, pair.lq)]
+    pictures = side_by_side([titled("HQ", large[0]), titled(pair.lq_label, large[1])])
+    width = pictures.shape[1]
+    settings = [line for text in pair.settings for line in wrapped(text.split(" | "), " | ", width, "       ")]
+    caption = wrapped(pair.caption.split(), " ", width)
+    last = MAX_CAPTION_LINES - 1
     if len(caption) > MAX_CAPTION_LINES:
-        last = " ".join(caption[MAX_CAPTION_LINES - 1 : MAX_CAPTION_LINES + 1])
-        caption = [*caption[: MAX_CAPTION_LINES - 1], _shorten(last, font, width)]
-    return [(line, INK) for line in settings] + ([(line, BLUE) for line in caption] or [("no caption", FAINT)])
-
-
-def _wrap(pieces: Sequence[str], joint: str, indent: str, font: ImageFont.FreeTypeFont, width: int) -> Iterator[str]:
-    """Join pieces into lines that fit, all but the first with the indent; one that never fits is cut."""
-    line = ""
-    for piece in pieces:
-        longer = f"{line}{joint}{piece}" if line else piece
-        if line and font.getlength(longer) > width:
-            yield _shorten(line, font, width)
-            longer = f"{indent}{piece}"
-        line = longer
-    if line:
-        yield _shorten(line, font, width)
-
-
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}...") > width:
-        text = text[:-1]
-    return f"{text}..."
-
-
-def _plain(text: str) -> str:
-    """Only what the built-in font has: accents are dropped, other letters beyond ASCII become question marks."""
-    letters = unicodedata.normalize("NFKD", text)
-    return (
-        "".join(letter for letter in letters if not unicodedata.combining(letter)).encode("ascii", "replace").decode()
-    )
-
-
-def _write(
-    pen: ImageDraw.ImageDraw, corner: tuple[int, int], lines: Sequence[Text], font: ImageFont.FreeTypeFont
-) -> None:
-    left, top = corner
-    for number, (line, colour) in enumerate(lines):
-        pen.text((left, top + number * LINE), line, colour, font)
+        caption[last:] = [" ".join(caption[last : last + 2])]  # too long by now, so that it ends in dots
+    below = written(caption, width, BLUE) if caption else written(["no caption"], width, FAINT)
+    return stacked([written([pair.title], width), pictures, written(settings, width), below], 0)

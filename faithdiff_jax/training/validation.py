@@ -18,8 +18,8 @@ from faithdiff_jax.data.pairs import crop_middle, image_generator
 from faithdiff_jax.data.sources import PhotoFolder
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.metrics import SMALLEST_SIDE, gmsd, psnr, sharpness_ratio, ssim
-from faithdiff_jax.evaluation.pictures import side_by_side, stacked
 from faithdiff_jax.files.captions import trim_caption
+from faithdiff_jax.files.sheets import at_most, side_by_side, stacked, titled
 from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.pipeline import FaithDiff
@@ -118,7 +118,7 @@ class Validation:
             for name, measure in MEASURES.items()
         }
         rows = [_row(case, ours) for ours, case in zip(restored, self._cases, strict=True)]
-        return scores, stacked(rows, LARGEST_SIDE)
+        return scores, at_most(stacked(rows), LARGEST_SIDE)
 
     def _case(self, photographs: PhotoFolder, index: int, shape: tuple[int, ...]) -> _Case:
         record = photographs[index]
@@ -141,8 +141,8 @@ class Validation:
 def _row(case: _Case, restored: np.ndarray) -> np.ndarray:
     return side_by_side(
         [
-            (f"LQ, bicubic {psnr(case.enlarged, case.hq):.2f} dB", case.enlarged),
-            (f"restored {psnr(restored, case.hq):.2f} dB", restored),
-            (f"HQ {case.name}", case.hq),
+            titled(f"LQ, bicubic {psnr(case.enlarged, case.hq):.2f} dB", case.enlarged),
+            titled(f"restored {psnr(restored, case.hq):.2f} dB", restored),
+            titled(f"HQ {case.name}", case.hq),
         ]
     )
