@@ -11,7 +11,7 @@ import tiny
 import yaml
 from flax import nnx
 from pictures import coordinates, write
-from test_fresh import CONFIG
+from test_initialisation import CONFIG
 
 from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.config import load, to_dict
