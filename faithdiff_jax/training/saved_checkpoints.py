@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.training import checksums
 from faithdiff_jax.weights.safetensors_format import Spec
+from faithdiff_jax.weights.upgrade import groups
 
 log = logging.getLogger("faithdiff_jax")
 
@@ -71,7 +72,7 @@ def load_saved(folder: pathlib.Path | str, step: int, names: Iterable[str]) -> I
     specs = saved_specs(folder, step)
     path = pathlib.Path(folder).absolute() / str(step)
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in specs.items()}
-    for group in _groups(names, sizes):
+    for group in groups(names, sizes.__getitem__, GROUP_BYTES):
         # An ndarray asks for one; its values do not matter, so it is one value, repeated.
         wanted = {
             name: np.broadcast_to(np.empty((), dtype), shape) if name in group else ocp.PLACEHOLDER
@@ -81,18 +82,6 @@ def load_saved(folder: pathlib.Path | str, step: int, names: Iterable[str]) -> I
             loaded = ocp.load(path, wanted)
         for name in group:
             yield name, loaded.pop(name)
-
-
-def _groups(names: Iterable[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Cut into runs of `GROUP_BYTES` at most, or of one larger array."""
-    group: list[str] = []
-    for name in names:
-        if group and sum(sizes[other] for other in group) + sizes[name] > GROUP_BYTES:
-            yield group
-            group = []
-        group.append(name)
-    if group:
-        yield group
 
 
 def refuse_damaged(folder: pathlib.Path, step: int, read: Callable[[pathlib.Path, int], T]) -> T:
