@@ -104,7 +104,8 @@ def test_latents_get_unit_variance(trained, photographs):
     rng = np.random.default_rng(7)
     crops = autoencoder.random_crops(photographs, 256, RUN.crop, rng)
     vae = nnx.merge(nnx.split(VAE(config, rngs=nnx.Rngs(0)))[0], unflatten(trained))
-    latents = vae.encode(crops / np.float32(127.5) - 1, rng.standard_normal((256, 8, 8, 4), np.float32))
+    noise = rng.standard_normal((256, 8, 8, 4), np.float32)
+    latents = vae.encode(jnp.asarray(crops / np.float32(127.5) - 1), jnp.asarray(noise))
     assert np.std(latents) == pytest.approx(1, abs=0.05)
 
 

@@ -14,6 +14,7 @@ from faithdiff_jax.models import attention
 from faithdiff_jax.models.attention import use_implementation
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.convolution import Upsample
+from faithdiff_jax.models.layers import Layers
 from faithdiff_jax.models.unet import UNet
 from faithdiff_jax.planning.flops import count, peak_tflops
 from faithdiff_jax.sharding import make_mesh
@@ -185,7 +186,7 @@ def test_a_pallas_kernel_counts_its_grid():
 
 
 def test_pieces_of_the_unet():
-    graph, state = nnx.split(nnx.eval_shape(lambda: Upsample(32, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: Upsample(32, make=Layers(nnx.Rngs(0)))))
     upsample = lambda state, x: nnx.merge(graph, state)(x)  # noqa: E731
     assert count(upsample, state, array(3, 5, 4, 32)) == 2 * 3 * (3 * 10 - 2) * (3 * 8 - 2) * 32 * 32
 

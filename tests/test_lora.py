@@ -128,7 +128,8 @@ def plain_losses():
     """The compiled losses of the model without LoRA, from all its parameters."""
     step = make_step(train_config(STAGE_1, rematerialisation="none"), model_config())
     batch = make_batch(0)
-    return jax.jit(lambda params: step.loss({}, params, batch, step._draw(batch, 0))[1])
+    loss = jax.jit(lambda params, batch: step.loss({}, params, batch, step._draw(batch, 0))[1])
+    return lambda params: loss(params, batch)
 
 
 def test_training_begins_with_the_plain_model():

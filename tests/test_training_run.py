@@ -175,7 +175,7 @@ def test_stopped_and_resumed(tmp_path, whole, capsys):
     arguments = place().command(run, {"checkpoint.every": 5})
     for last in (1, 4):
         assert train(arguments, change=stop_at(last)) == 130
-        assert f"stopped after step {last} of 6; the same command goes on from there" in capsys.readouterr().out
+        assert f"stopped after step {last} of 6; the same command resumes the run from there" in capsys.readouterr().out
         assert saved_steps(run / "checkpoints")[-1] == last
     assert train(arguments) == 0
     assert "resumed at step 4 of 6" in capsys.readouterr().out
@@ -198,7 +198,7 @@ def test_killed_at_any_moment(tmp_path, whole, programs, start):
     process.terminate()
     code, out, err = finish(process)
     assert (code, "Traceback" in err) == (130, False)
-    assert "the same command goes on from there" in out
+    assert "the same command resumes the run from there" in out
     code, out, err = finish(start(arguments, devices=8, use=2, cache=programs))
     assert code == 0, err
     assert "resumed at step" in out

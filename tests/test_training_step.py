@@ -402,7 +402,8 @@ def test_other_predictions(prediction):
     batch, arrays = make_batch(0), dict(parameters(model))
     given = Draws(batch["timesteps"], batch["noise"], batch["vae_noise"])
     step = make_step(config, model)
-    loss, _ = jax.jit(lambda arrays: step.loss({}, arrays, batch, given))(arrays)
+    draws = given.timesteps, given.noise, given.vae_noise
+    loss, _ = jax.jit(lambda arrays, batch, *draws: step.loss({}, arrays, batch, Draws(*draws)))(arrays, batch, *draws)
 
     programs, parts = Programs(model), unflatten(arrays)
     latents = programs.draw(parts["vae"], programs.moments(parts["vae"], batch["hq"]), given.vae_noise)

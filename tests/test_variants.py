@@ -168,7 +168,7 @@ def test_published_sizes():
 
 
 def test_bad_choices():
-    with pytest.raises(InputError, match=r"^here: kind is 'sum': must be one of transformer, add$"):
+    with pytest.raises(InputError, match=r"^here: alignment.kind is 'sum': must be one of transformer, add$"):
         from_dict(FaithDiffConfig, {"alignment": {"kind": "sum"}}, "here")
     with pytest.raises(InputError, match=r"^here: lq_features is 'first': must be one of penultimate, last$"):
         from_dict(FaithDiffConfig, {"lq_features": "first"}, "here")

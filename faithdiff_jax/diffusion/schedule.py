@@ -4,11 +4,11 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, Float, Float32, Int32, Real
 
 Latents = Float[Array, "b h w c"] | Float[np.ndarray, "b h w c"]
-Timesteps = Int[Array, "*b"] | Int[np.ndarray, "*b"] | int
-"""One for all samples of a batch, or one for each."""
+Timesteps = Real[Array, "*b"] | Real[np.ndarray, "*b"] | int
+"""One for all samples of a batch, or one for each; whole numbers, in any type where they are not looked up."""
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 MOST_TRAIN_STEPS = 100_000

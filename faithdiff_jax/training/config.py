@@ -161,7 +161,7 @@ class ValidationConfig:
             every=STEPS,
             count=Range(1, 1000, whole=True),
             crop=Range(1, 4096, whole=True),
-            steps=Range(1, 1000, whole=True),
+            steps=Range(1, 100_000, whole=True),
             guidance=Range(0, 100),
             seed=SEEDS,
         )
