@@ -68,12 +68,13 @@ def written(tmp_path_factory) -> Path:
             ocp.save((folder / "params" / part).absolute(), dict(arrays(part)))
     for marker in folder.glob("params/*/commit_success.txt"):
         marker.unlink()
-    parts = [f"params/{part}" for part in part_names(MODEL)]
+    parts = part_names(MODEL)
     data = {
         "format": 1,
         "model": to_dict(MODEL),
-        "sizes": {part: sum(path.stat().st_size for path in files(folder / part)) for part in parts},
-        "checksums": {name: checksum(folder / name) for name in [*parts, "tokenizer"]},
+        "sizes": {part: sum(path.stat().st_size for path in files(folder / "params" / part)) for part in parts},
+        "checksums": {f"params/{part}": checksum(folder / "params" / part) for part in parts}
+        | {"tokenizer": checksum(folder / "tokenizer")},
         "provenance": PROVENANCE,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
@@ -158,7 +159,7 @@ def remove(old: Path, name: str) -> None:
 def garble(old: Path) -> None:
     change_config(old, checksums=None)
     (metadata,) = (old / "params" / "unet").rglob("_METADATA")
-    metadata.write_bytes(b"\xff{")
+    metadata.write_bytes(b"\xff" + metadata.read_bytes()[1:])
 
 
 def resize(old: Path) -> None:
@@ -170,10 +171,10 @@ def resize(old: Path) -> None:
     ("damage", "message"),
     [
         (flip, r"params/unet was changed or is damaged: its checksum is not the one in config\.yaml"),
-        (cut, r"params/unet: "),
+        (cut, r"is incomplete: params/unet has \d+ bytes of \d+"),
         (garble, r"params/unet: cannot be read \("),
         (resize, r"params/unet: does not fit config\.yaml: missing "),
-        (functools.partial(remove, name="params/vae"), r"params/vae: cannot be read \("),
+        (functools.partial(remove, name="params/vae"), r"is incomplete: params/vae has 0 bytes of"),
         (functools.partial(remove, name="tokenizer"), r"tokenizer"),
         (functools.partial(change_config, format=3), "its format is 3"),
         (functools.partial(change_config, model=None), "must be of a model directory of format 1"),

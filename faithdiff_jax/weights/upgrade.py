@@ -57,6 +57,7 @@ def upgrade(
         raise InputError(f"{file}: must be of a model directory of format 1, its format is {data.get('format')!r}")
     config = from_dict(FaithDiffConfig, data["model"], str(file))
     provenance = data.get("provenance")
+    _refuse_incomplete(old, data.get("sizes"))
     _refuse_damaged(old, data.get("checksums"))
     parts = {}
     for part in part_names(config):
@@ -108,6 +109,14 @@ def groups(names: Iterable[str], size: Callable[[str], int], most: int) -> Itera
         total += size(name)
     if group:
         yield group
+
+
+def _refuse_incomplete(old: pathlib.Path, sizes: Any) -> None:
+    """Compare the bytes that each part must have: after a file that breaks off Orbax leaves reads behind."""
+    for part, size in sizes.items() if isinstance(sizes, dict) else ():
+        found = sum(path.stat().st_size for path in (old / "params" / str(part)).rglob("*") if path.is_file())
+        if not isinstance(size, int) or found < size:
+            raise InputError(f"{old}: is incomplete: params/{part} has {found} bytes of {size}")
 
 
 def _refuse_damaged(old: pathlib.Path, checksums: Any) -> None:
