@@ -22,13 +22,14 @@ ALLOWED = {
     "inference": {"inference", "models", "diffusion", "weights", "files", "config", "sharding"},
     "data": {"data", "files", "config"},
     "evaluation": {"evaluation", "files", "config"},
+    "baselines": {"baselines", "inference", "models", "weights", "files", "config", "sharding"},
     "training": {
         "training", "models", "diffusion", "data", "weights", "sharding", "config", "inference", "files",
         "evaluation", "planning",
     },
     "cli": {
         "cli", "data", "inference", "weights", "files", "sharding", "config", "training", "evaluation", "models",
-        "planning",
+        "planning", "baselines",
     },
 }  # fmt: skip
 

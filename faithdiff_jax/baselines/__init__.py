@@ -1,0 +1,1 @@
+"""What FaithDiff is compared with: bicubic, Real-ESRGAN, BSRGAN, BSRNet; each restores through `restorer.Restorer`."""
