@@ -1,6 +1,8 @@
 """Measures of restored pictures, against scikit-image, a transcription of the published GMSD, and common sense."""
 
 import math
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -10,7 +12,8 @@ import skimage.data
 import skimage.metrics
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.evaluation.metrics import gmsd, psnr, sharpness_ratio, ssim
+from faithdiff_jax.evaluation.metrics import METRICS, gmsd, make_metric, psnr, sharpness_ratio, ssim
+from faithdiff_jax.evaluation.protocols import PROTOCOLS, Protocol, find_protocol
 
 
 def photograph(height=121, width=140):
@@ -114,11 +117,72 @@ def test_pictures_that_cannot_be_compared(measure):
     image = photograph(40, 50)
     with pytest.raises(InputError, match="pictures of 50x40 and 49x40 pixels cannot be compared"):
         measure(image, image[:, :49])
-    with pytest.raises(InputError, match=r"pictures of 50x10 pixels .*each side must have at least 11"):
-        measure(image[:10], image[:10])
+    if measure is not psnr:  # which has no window
+        with pytest.raises(
+            InputError, match=r"pictures of 50x10 pixels are too small: each side must have at least 11"
+        ):
+            measure(image[:10], image[:10])
 
 
 def test_pictures_of_another_type_are_named(unchecked):
     image = photograph(40, 50)
     with pytest.raises(ValueError, match="reference is float32"):
         psnr(image, image.astype(np.float32))
+
+
+def test_metrics_are_listed_without_jax_or_opencv():
+    code = """
+import sys
+from faithdiff_jax.evaluation.metrics import METRICS
+from faithdiff_jax.evaluation.protocols import PROTOCOLS
+print(sorted({"jax", "cv2", "numpy", "scipy", "torch"} & set(sys.modules)), len(METRICS) > 3, *PROTOCOLS)
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.split() == ["[]", "True", "paper", "ycbcr"]
+
+
+def test_a_metric_computes_many_pictures_of_several_sizes():
+    metric = make_metric("psnr", Protocol(name="mine", metrics=("psnr",), psnr="rgb"))
+    references = [photograph(40, 50), photograph(30, 60), photograph(40, 50)]
+    restored = [noisy(picture, sigma) for picture, sigma in zip(references, (5, 10, 20), strict=True)]
+    figures = metric.many(restored, references)
+    assert figures == [metric(*pair) for pair in zip(restored, references, strict=True)]
+    assert figures == sorted(figures, reverse=True)
+    assert figures == pytest.approx([psnr(*pair) for pair in zip(restored, references, strict=True)], abs=1e-3)
+
+
+def test_what_a_metric_cannot_use_is_named():
+    image = photograph(40, 50)
+    with pytest.raises(InputError, match=r"^ssim needs a reference"):
+        make_metric("ssim")(image)
+    with pytest.raises(InputError, match=r"^2 pictures and 1 references: must be as many"):
+        make_metric("ssim").many([image, image], [image])
+    with pytest.raises(InputError, match=r"^no metric 'psnrr'; did you mean psnr\?"):
+        make_metric("psnrr")
+    with pytest.raises(InputError, match=r"^no metric 'zzz'; the metrics are psnr, ssim"):
+        make_metric("zzz")
+    with pytest.raises(InputError, match=r"^no protocol 'papr'; did you mean paper\?"):
+        make_metric("psnr", "papr")
+
+
+def test_a_protocol_of_a_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nmetrics: [ssim, psnr]\npsnr: ycbcr\nborder: 4\n")
+    protocol = find_protocol(str(path))
+    assert (protocol.metrics, protocol.psnr, protocol.border) == (("ssim", "psnr"), "ycbcr", 4)
+    for text, message in {
+        "name: mine": "metrics is missing",
+        "name: mine\nmetrics: []": "metrics is empty",
+        "name: mine\nmetrics: [psnr]\nborder: -1": "border is -1: must be a whole number from 0 to 1024",
+        "name: mine\nmetrics: [psnr]\npsnr: yuv": "psnr is 'yuv': must be one of rgb, yiq, ycbcr",
+        "name: mine\nmetrics: [psn]": "no metric 'psn'; did you mean psnr",
+        "name: paper\nmetrics: [psnr]": "the name 'paper' is taken",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            find_protocol(str(path))
+
+
+def test_protocols_name_metrics_that_there_are():
+    assert all(set(protocol.metrics) <= set(METRICS) for protocol in PROTOCOLS.values())
+    assert [name for name, protocol in PROTOCOLS.items() if protocol.name != name] == []

@@ -1,0 +1,55 @@
+"""The metrics by name: titles for tables, which way is better, what each needs. Imports nothing heavy."""
+
+import dataclasses
+import difflib
+from typing import Literal
+
+from faithdiff_jax.config import shown
+from faithdiff_jax.errors import InputError
+
+SMALLEST_SIDE = 11
+"""In pixels: the side of SSIM's window, and what `gmsd` and `sharpness_ratio` ask for as well."""
+
+NONCOMMERCIAL = "through pyiqa, whose licence is PolyForm Noncommercial"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricInfo:
+    """What is known of a metric before it is computed."""
+
+    title: str
+    digits: int
+    """After the decimal point, in tables."""
+    better: Literal["higher", "lower", "one"]
+    """"one": 1 is like the reference, both sides of it are worse."""
+    needs_reference: bool
+    smallest_side: int = 1
+    """Of the pictures, in pixels, before a protocol's border is cut off."""
+    backend: Literal["numpy", "jax", "pyiqa"] = "numpy"
+    note: str = ""
+    over_folders: bool = False
+    """Compares two folders of pictures instead of two pictures: see `metric.make_folder_metric`."""
+
+
+METRICS = {
+    "psnr": MetricInfo(title="PSNR", digits=2, better="higher", needs_reference=True),
+    "ssim": MetricInfo(title="SSIM", digits=4, better="higher", needs_reference=True, smallest_side=SMALLEST_SIDE),
+    "gmsd": MetricInfo(title="GMSD", digits=4, better="lower", needs_reference=True, smallest_side=SMALLEST_SIDE),
+    "sharpness": MetricInfo(
+        title="sharpness", digits=2, better="one", needs_reference=True, smallest_side=SMALLEST_SIDE,
+        note="mean gradient over the reference's",
+    ),
+}  # fmt: skip
+
+
+def metric_info(name: str) -> MetricInfo:
+    """What is known of the metric of this name.
+
+    Raises:
+        InputError: there is none; the nearest name or all of them are given.
+    """
+    if name not in METRICS:
+        close = difflib.get_close_matches(name.lower(), METRICS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the metrics are {', '.join(METRICS)}"
+        raise InputError(f"no metric {shown(name)}; {hint}")
+    return METRICS[name]
