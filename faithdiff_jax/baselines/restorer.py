@@ -1,7 +1,7 @@
 """One way to call whatever restores a picture, so that methods can be measured side by side.
 
-    Restorer: name, scale, restore(picture, caption) -> picture
-    Bicubic, FaithDiffRestorer here; RRDBNet (Real-ESRGAN, BSRGAN, BSRNet) in `super_resolution`
+Restorer: name, scale, restore(picture, caption) -> picture
+Bicubic, FaithDiffRestorer here; RRDBNet (Real-ESRGAN, BSRGAN, BSRNet) in `super_resolution`
 """
 
 from dataclasses import dataclass
