@@ -351,3 +351,20 @@ def test_lora_reads_back(tmp_path, model):
     with_lora = config(lora=to_dict(LoRAConfig(rank=2)), ema=None)
     open_run(tmp_path / "run", with_lora, model).close()
     assert read_run(tmp_path / "run").config == with_lora
+
+
+def test_validation_as_version_0_1_0_wrote_it(model, run_dir):
+    """It had steps and guidance of its own; a run that has them resumes."""
+    file = run_dir / "config.yaml"
+    data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    restore = data["config"]["validation"].pop("restore")
+    data["config"]["validation"] |= {"steps": 7, "guidance": 1.5}
+    file.write_text(yaml.safe_dump(data), encoding="utf-8")
+    validation = read_run(run_dir).config.validation
+    assert (validation.restore.steps, validation.restore.guidance) == (7, 1.5)
+    assert validation.restore.scale == restore["scale"] == 4
+
+
+def test_validation_restores_at_the_scale_of_its_degradation():
+    with pytest.raises(InputError, match=r"validation\.restore\.scale is 2: must be 4"):
+        config(validation={"photos": "photos", "restore": {"scale": 2}})

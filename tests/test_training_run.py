@@ -83,7 +83,7 @@ def whole(programs, tmp_path_factory):
 def stage_1(programs, tmp_path_factory):
     """A run of stage 1 with a validation at its end."""
     run = tmp_path_factory.mktemp("stage-1") / "run"
-    validation = {"photos": str(place().photos), "every": 4, "count": 2, "crop": 32, "steps": 1}
+    validation = {"photos": str(place().photos), "every": 4, "count": 2, "crop": 32, "restore": {"steps": 1}}
     with kept_programs(programs):
         assert train(place().command(run, STAGE_1 | {"validation": validation}), devices=1) == 0
     return run

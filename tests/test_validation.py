@@ -17,13 +17,14 @@ from faithdiff_jax.evaluation.metrics import psnr, ssim
 from faithdiff_jax.files.sheets import GAP, LINE
 from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.inference import pipeline
+from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.sharding import make_mesh
-from faithdiff_jax.training.config import ValidationConfig
-from faithdiff_jax.training.validation import LARGEST_SIDE, SCALE, Validation
+from faithdiff_jax.training.config import VALIDATION_SCALE, ValidationConfig
+from faithdiff_jax.training.validation import LARGEST_SIDE, Validation
 
 CROP = 64
-OPTIONS = {"count": 2, "crop": CROP, "steps": 2}
+OPTIONS = {"count": 2, "crop": CROP}
 
 
 def photograph(name: str, height=CROP, width=CROP) -> np.ndarray:
@@ -45,8 +46,9 @@ def tokenizers() -> Tokenizers:
     return Tokenizers.load([folder / "tokenizer", folder / "tokenizer_2"])
 
 
-def validation(photos, mesh=None, **options) -> Validation:
-    config = ValidationConfig(photos=str(photos), **{**OPTIONS, **options})
+def validation(photos, mesh=None, restore=None, **options) -> Validation:
+    how = RestoreOptions(**{"scale": VALIDATION_SCALE, "steps": 2, **(restore or {})})
+    config = ValidationConfig(photos=str(photos), restore=how, **{**OPTIONS, **options})
     return Validation(config, loaded().config, tokenizers(), dtype=np.float32, mesh=mesh)
 
 
@@ -56,7 +58,7 @@ def test_scores_are_those_of_restoring_each_picture(photos):
     rng = image_generator(0, "a.png")
     lq = degrade(hq, rng, LEVELS["II"])
     noise = {part: rng.standard_normal((1, 8, 8, 4), np.float32) for part in ("start", "encode")}
-    restored = model.restore(lq, "", scale=SCALE, steps=2, guidance=5.0, noise=noise)
+    restored = model.restore(lq, "", scale=VALIDATION_SCALE, steps=2, guidance=5.0, noise=noise)
     assert scores.keys() == {"psnr", "ssim", "gmsd", "sharpness"}
     assert scores["psnr"] == psnr(restored, hq)
     assert scores["ssim"] == ssim(restored, hq)
@@ -91,7 +93,7 @@ def test_every_run_is_the_same_but_for_the_parameters(photos):
 
     moved = dict(params) | {"unet": jax.tree.map(lambda x: 1.1 * x, params["unet"])}
     assert checks.run(moved)[0] != once[0]
-    for change in ({"seed": 1}, {"level": "III"}, {"steps": 1}, {"guidance": 1.0}):
+    for change in ({"seed": 1}, {"level": "III"}, {"restore": {"steps": 1}}, {"restore": {"guidance": 1.0}}):
         assert validation(photos, **change).run(params)[0] != once[0]
 
 
@@ -148,7 +150,7 @@ def test_what_cannot_be_validated_is_refused_at_once(photos, tmp_path):
         (photos, {"crop": 72}, r"validation.photos: \S*/a.png: 64x64 pixels, each side must have at least 72"),
         (photos, {"crop": 60}, "validation.crop is 60: must be a multiple of 8, and at least 32"),
         (photos, {"crop": 24}, "validation.crop is 24: must be a multiple of 8, and at least 32"),
-        (photos, {"steps": 1001}, "validation: steps is 1001: must be between 1 and 1000 for this model"),
+        (photos, {"restore": {"steps": 1001}}, "validation.restore: steps is 1001: must be between 1 and 1000"),
     ):
         with pytest.raises(InputError, match=message):
             validation(folder, **options)

@@ -23,6 +23,7 @@ from faithdiff_jax.config import (
 )
 from faithdiff_jax.data.loader import DataConfig
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.inference.options import RestoreOptions
 
 LOSSES = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
@@ -38,6 +39,7 @@ RATES = Range(0, 10, above=True)
 DECAYS = Range(0, 100)
 SEEDS = Range(0, 2**32 - 1, whole=True)
 EXTENDED_AT_MOST = 16
+VALIDATION_SCALE = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,8 +144,9 @@ class CheckpointConfig:
 class ValidationConfig:
     """Restore `count` pictures of a folder every `every` steps, always with the same noise.
 
-    `photos` are high-quality pictures, degraded with a fixed seed at `level` (I, II or III; see `data.levels`) after
-    a crop from their middle of `crop` pixels, scale 4.
+    `photos` are high-quality pictures, degraded with a fixed seed at `level` (I, II or III; see
+    `data.degradation.degrade.LEVELS`) after a crop from their middle of `crop` pixels, scale 4. `restore` says how they
+    are restored, as on the command line; its seed plays no part.
     """
 
     photos: str
@@ -151,8 +154,7 @@ class ValidationConfig:
     count: int = 4
     crop: int = 512
     level: str = "II"
-    steps: int = 20
-    guidance: float = 5.0
+    restore: RestoreOptions = RestoreOptions(scale=VALIDATION_SCALE)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -161,11 +163,13 @@ class ValidationConfig:
             every=STEPS,
             count=Range(1, 1000, whole=True),
             crop=Range(1, 4096, whole=True),
-            steps=Range(1, 100_000, whole=True),
-            guidance=Range(0, 100),
             seed=SEEDS,
         )
         check_choice(self, "level", ("I", "II", "III"))
+        if self.restore.scale != VALIDATION_SCALE:
+            raise ValueError(
+                f"restore.scale is {self.restore.scale:g}: must be {VALIDATION_SCALE}, as the degradation's"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -265,7 +269,23 @@ def load_train_config(path: pathlib.Path | str, overrides: Sequence[str] = ()) -
     groups = data.get("groups")
     if isinstance(groups, dict):
         data["groups"] = {name: group for name, group in groups.items() if group is not None}
-    return from_dict(TrainConfig, data, str(path))
+    return train_config(data, str(path))
+
+
+def train_config(data: Mapping[str, Any], source: str) -> TrainConfig:
+    """Build a run's configuration from nested mappings; those of version 0.1.0 are understood.
+
+    Raises:
+        InputError: an unknown key, or a value outside its range, with `source` and the key's full name.
+    """
+    validation = data.get("validation")
+    if isinstance(validation, Mapping):
+        # Version 0.1.0 had these two beside `photos`, and no others.
+        moved = {name: validation[name] for name in ("steps", "guidance") if name in validation}
+        if moved and isinstance(validation.get("restore", {}), Mapping):
+            kept = {name: value for name, value in validation.items() if name not in moved}
+            data = {**data, "validation": {**kept, "restore": {**moved, **validation.get("restore", {})}}}
+    return from_dict(TrainConfig, data, source)
 
 
 def _extended(path: pathlib.Path, seen: tuple[pathlib.Path, ...]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from faithdiff_jax.config import from_dict, load_yaml, merged, to_dict
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.writing import write_text
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.training.config import FREE_TO_CHANGE, TrainConfig
+from faithdiff_jax.training.config import FREE_TO_CHANGE, TrainConfig, train_config
 from faithdiff_jax.training.reporting import steps_logged
 from faithdiff_jax.training.saved_checkpoints import saved_steps
 from faithdiff_jax.weights.model_directory import ModelDirectory
@@ -231,7 +231,7 @@ def _read(path: pathlib.Path) -> Run | None:
     if not isinstance(model, dict) or model.keys() != {"directory", "digest"} or not isinstance(config, dict):
         raise InputError(f"{file}: damaged, it needs model with directory and digest, and config")
     return Run(
-        config=from_dict(TrainConfig, config, str(file)),
+        config=train_config(config, str(file)),
         model_dir=pathlib.Path(str(model["directory"])),
         digest=str(model["digest"]),
     )

@@ -21,13 +21,11 @@ from faithdiff_jax.evaluation.metrics import SMALLEST_SIDE, gmsd, psnr, sharpnes
 from faithdiff_jax.files.captions import trim_caption
 from faithdiff_jax.files.sheets import at_most, side_by_side, stacked, titled
 from faithdiff_jax.files.tokenizers import Tokenizers
-from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params
-from faithdiff_jax.training.config import ValidationConfig
+from faithdiff_jax.training.config import VALIDATION_SCALE, ValidationConfig
 
-SCALE = 4
 LARGEST_SIDE = 4096  # of the picture of all pictures
 MEASURES = {"psnr": psnr, "ssim": ssim, "gmsd": gmsd, "sharpness": sharpness_ratio}
 
@@ -76,7 +74,7 @@ class Validation:
         """
         self.config = config
         factor = model_config.vae.factor
-        multiple = math.lcm(SCALE, factor)
+        multiple = math.lcm(VALIDATION_SCALE, factor)
         least = max(SMALLEST_SIDE, factor * model_config.unet.smallest_side)
         if config.crop % multiple or config.crop < least:
             raise InputError(
@@ -84,10 +82,9 @@ class Validation:
                 "for this model"
             )
         try:
-            self._options = RestoreOptions(scale=SCALE, steps=config.steps, guidance=config.guidance)
-            self._options.check_against(model_config)
+            config.restore.check_against(model_config)
         except InputError as error:
-            raise InputError(f"validation: {error}") from None
+            raise InputError(f"validation.restore: {error}") from None
         side = config.crop // factor
         shape = (1, side, side, model_config.vae.latent_channels)
         photographs = PhotoFolder(config.photos)
@@ -124,7 +121,7 @@ class Validation:
         record = photographs[index]
         name = photographs.name(index)
         try:
-            hq = crop_middle(decode(record.hq, name), SCALE, self.config.crop)
+            hq = crop_middle(decode(record.hq, name), VALIDATION_SCALE, self.config.crop)
         except InputError as error:
             raise InputError(f"validation.photos: {name}: {str(error).removeprefix(f'{name}: ')}") from None
         rng = image_generator(self.config.seed, name.rpartition("/")[2])
@@ -135,7 +132,7 @@ class Validation:
         return _Case(name.rpartition("/")[2], hq, lq, enlarged, trim_caption(record.caption), noise)
 
     def _restore(self, case: _Case) -> np.ndarray:
-        return self._model.restore(case.lq, case.caption, self._options, noise=case.noise)
+        return self._model.restore(case.lq, case.caption, self.config.restore, noise=case.noise)
 
 
 def _row(case: _Case, restored: np.ndarray) -> np.ndarray:
