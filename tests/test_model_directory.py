@@ -23,7 +23,8 @@ from faithdiff_jax.models.parts import flatten, numbered, part_names, part_shape
 from faithdiff_jax.models.unet import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.weights import model_directory, safetensors_format
-from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
+from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.stored_files import Contents
 
 CONFIG = FaithDiffConfig(
     unet=UNetConfig(

@@ -20,8 +20,8 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_names
 from faithdiff_jax.training.config import FREE_TO_CHANGE, LoRAConfig, TrainConfig
 from faithdiff_jax.training.run_directory import model_config, open_run, read_run
-from faithdiff_jax.weights.model_directory import CONFIG as CONFIG_FILE
 from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.stored_files import CONFIG as CONFIG_FILE
 
 DATA = {
     "steps": 600,

@@ -19,7 +19,8 @@ from faithdiff_jax.training.checkpoints import Checkpoints
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.export import export_run
 from faithdiff_jax.training.run_directory import model_config, open_run
-from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
+from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.stored_files import Contents
 from faithdiff_jax.weights.to_torch import to_torch
 
 main = functools.partial(run_command, "convert")

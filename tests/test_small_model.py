@@ -18,8 +18,8 @@ from faithdiff_jax.evaluation.tables import evaluate
 from faithdiff_jax.models.parts import part_shapes
 from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
 from faithdiff_jax.weights.keymap import KeyMap
-from faithdiff_jax.weights.model_directory import CONFIG as CONFIG_FILE
 from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.stored_files import CONFIG as CONFIG_FILE
 
 convert = functools.partial(run_command, "convert")
 infer = functools.partial(run_command, "restore")

@@ -15,9 +15,9 @@ from faithdiff_jax.cli.exit_codes import INTERNAL
 from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.training.config import load_train_config
 from faithdiff_jax.training.run_directory import open_run
-from faithdiff_jax.weights.model_directory import CONFIG as CONFIG_FILE
 from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.safetensors_format import record
+from faithdiff_jax.weights.stored_files import CONFIG as CONFIG_FILE
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -35,7 +35,8 @@ from faithdiff_jax.training.checkpoints import UNFINISHED
 from faithdiff_jax.training.parameters import inference_params, model_shapes
 from faithdiff_jax.training.run_directory import read_run
 from faithdiff_jax.training.saved_checkpoints import saved_steps
-from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
+from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.stored_files import Contents
 
 convert = functools.partial(run_command, "convert")
 

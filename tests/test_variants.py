@@ -25,7 +25,8 @@ from faithdiff_jax.models.parts import flatten, part_names, part_shapes, unflatt
 from faithdiff_jax.weights import rules
 from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.keymap import KeyMap
-from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
+from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.stored_files import Contents
 from faithdiff_jax.weights.to_torch import to_torch
 
 VARIANTS = {

@@ -33,7 +33,8 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, numbered, part_names, part_shapes
 from faithdiff_jax.sharding import batch_sharding, parameter_sharding
 from faithdiff_jax.weights.hub import local_folder
-from faithdiff_jax.weights.model_directory import CONFIG, ModelDirectory
+from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.stored_files import CONFIG
 
 MODEL_FILE = re.compile(r"config\.yaml|\w+\.safetensors|tokenizer(_\d+)?/[^/]+")
 

@@ -23,8 +23,9 @@ from faithdiff_jax.training.saved_checkpoints import load_saved, saved_specs, sa
 from faithdiff_jax.weights.from_torch import Track, untracked
 from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.keymap import compare
-from faithdiff_jax.weights.model_directory import CONFIG, Contents, ModelDirectory
+from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.safetensors_format import Spec
+from faithdiff_jax.weights.stored_files import CONFIG, Contents
 
 NAMED_AT_MOST = 5
 

@@ -21,7 +21,8 @@ from faithdiff_jax.models.parts import numbered, part_names, part_shapes
 from faithdiff_jax.weights import hub, published_configs, rules
 from faithdiff_jax.weights.initialisation import initial_alignment, lq_encoder_from_vae
 from faithdiff_jax.weights.keymap import KeyMap, Rule, compare
-from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
+from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.stored_files import Contents
 from faithdiff_jax.weights.tensor_files import TensorSource, open_tensors, with_current_vae_names, with_text_model_names
 from faithdiff_jax.weights.tokenizer_files import tokenizer_files
 

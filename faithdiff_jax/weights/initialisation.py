@@ -19,7 +19,8 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import builders, flatten, numbered, part_shapes, text_encoder_names
 from faithdiff_jax.weights import rules
 from faithdiff_jax.weights.keymap import KeyMap, compare
-from faithdiff_jax.weights.model_directory import Contents, ModelDirectory
+from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.stored_files import Contents
 from faithdiff_jax.weights.tensor_files import Arrays, Renamed, TensorSource
 
 # The ends of residual branches, and of the UNet: zero, so that networks start short.

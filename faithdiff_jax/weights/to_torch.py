@@ -14,8 +14,9 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_shapes
 from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS, Track, untracked
 from faithdiff_jax.weights.keymap import Entry, KeyMap, compare
-from faithdiff_jax.weights.model_directory import CONFIG, ModelDirectory
+from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.safetensors_format import Spec, write_tensors
+from faithdiff_jax.weights.stored_files import CONFIG
 
 Writer = Callable[[pathlib.Path, Mapping[str, Spec], Iterable[tuple[str, np.ndarray]]], object]
 

@@ -22,8 +22,9 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_names, part_shapes
 from faithdiff_jax.weights.from_torch import Track, untracked
 from faithdiff_jax.weights.keymap import compare
-from faithdiff_jax.weights.model_directory import CONFIG, Contents, ModelDirectory
+from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.safetensors_format import Spec
+from faithdiff_jax.weights.stored_files import CONFIG, Contents
 
 # How much of a part is in memory at a time.
 GROUP_BYTES = 2**30
