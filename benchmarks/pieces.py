@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from faithdiff_jax.models.attention import attention, use_implementation
-from faithdiff_jax.models.unet import SpatialTransformer
+from faithdiff_jax.models.layers import Layers
+from faithdiff_jax.models.transformer import SpatialTransformer
 
 
 def seconds(function, *arrays) -> tuple[float, float]:
@@ -41,7 +42,7 @@ def main() -> None:
                 times.append(1e3 * seconds(lambda q: attention(q, q, q), x)[1])
         print(f"{tokens:5} tokens, {heads:2} heads {times[0]:10.1f}{times[1]:10.1f}")
 
-    build = lambda: SpatialTransformer(1280, 2048, 20, 10, groups=32, rngs=nnx.Rngs(0))  # noqa: E731
+    build = lambda: SpatialTransformer(1280, 2048, 20, 10, groups=32, make=Layers(nnx.Rngs(0)))  # noqa: E731
     graph, state = nnx.split(nnx.eval_shape(build))
     params = jax.tree.map(lambda leaf: 0.02 * normal(*leaf.shape), nnx.to_pure_dict(state))
     hidden, context = normal(1, 16, 16, 1280), normal(1, 77, 2048)

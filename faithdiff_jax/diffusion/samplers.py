@@ -4,6 +4,7 @@ A sampler is a frozen dataclass of a schedule and a number of steps: hashable, s
 down its timesteps in one `lax.scan`; what a multistep sampler remembers belongs into the scan's carry.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +19,8 @@ from faithdiff_jax.diffusion.schedule import ScheduleConfig
 
 PredictNoise = Callable[[jax.Array, Any], jax.Array]
 """(x, condition) -> noise: x is (B, h, w, c) of unit variance, sqrt(a) * clean + sqrt(1 - a) * noise."""
+Remembers = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
+"""(x, condition, memory) -> noise, memory: the same for a callable that takes something from step to step."""
 
 
 @runtime_checkable
@@ -60,9 +63,51 @@ class Sampler(Protocol):
             step_noise: standard normal, where `needs_step_noise`.
         """
 
+    def walk(
+        self,
+        predict_noise: Remembers,
+        latents: Float[Array, "b h w c"],
+        conditions: Any,
+        step_noise: Float[Array, "steps b h w c"] | None,
+        memory: Any,
+    ) -> tuple[Float[Array, "b h w c"], Any]:
+        """`sample` with what the model remembers: a pytree of fixed shapes, as at the start -> as after the last step.
+
+        With None it is the program of `sample`.
+        """
+
+
+class Walk(abc.ABC):
+    """`Sampler.sample`, of samplers that have a `walk`."""
+
+    @abc.abstractmethod
+    def walk(
+        self,
+        predict_noise: Remembers,
+        latents: Float[Array, "b h w c"],
+        conditions: Any,
+        step_noise: Float[Array, "steps b h w c"] | None,
+        memory: Any,
+    ) -> tuple[Float[Array, "b h w c"], Any]:
+        """As in `Sampler`."""
+
+    def sample(
+        self,
+        predict_noise: PredictNoise,
+        latents: Float[Array, "b h w c"],
+        conditions: Any,
+        step_noise: Float[Array, "steps b h w c"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """As in `Sampler`."""
+
+        def predict(x: Array, condition: Any, memory: None) -> tuple[Array, None]:
+            return predict_noise(x, condition), memory
+
+        return self.walk(predict, latents, conditions, step_noise, None)[0]
+
 
 @dataclasses.dataclass(frozen=True)
-class Euler:
+class Euler(Walk):
     """Follow dx/dsigma = noise from the largest sigma down to 0 (Karras et al. 2022, algorithm 1 without churn)."""
 
     schedule: ScheduleConfig
@@ -83,26 +128,27 @@ class Euler:
         """(steps + 1,) noise over signal at each of `timesteps`, then 0."""
         return schedule.sigmas(self.schedule, self.steps)
 
-    def sample(
+    def walk(
         self,
-        predict_noise: PredictNoise,
+        predict_noise: Remembers,
         latents: Float[Array, "b h w c"],
         conditions: Any,
-        step_noise: Float[Array, "steps b h w c"] | None = None,
-    ) -> Float[Array, "b h w c"]:
+        step_noise: Float[Array, "steps b h w c"] | None,
+        memory: Any,
+    ) -> tuple[Float[Array, "b h w c"], Any]:
         """As in `Sampler`; `step_noise` is not used."""
         sigmas = jnp.asarray(self.sigmas())
 
-        def step(x: Array, now: tuple[Any, ...]) -> tuple[Array, None]:
-            sigma, below, condition = now
-            noise = predict_noise(x / jnp.sqrt(sigma**2 + 1), condition)
-            return x + (below - sigma) * noise, None
+        def step(carry: tuple[Array, Any], now: tuple[Any, ...]) -> tuple[tuple[Array, Any], None]:
+            (x, memory), (sigma, below, condition) = carry, now
+            noise, memory = predict_noise(x / jnp.sqrt(sigma**2 + 1), condition, memory)
+            return (x + (below - sigma) * noise, memory), None
 
-        return jax.lax.scan(step, latents, (sigmas[:-1], sigmas[1:], conditions))[0]
+        return jax.lax.scan(step, (latents, memory), (sigmas[:-1], sigmas[1:], conditions))[0]
 
 
 @dataclasses.dataclass(frozen=True)
-class DDPM:
+class DDPM(Walk):
     """Ancestral sampling from the posterior q(x_s | x_t, x_0) (paper, algorithm 2; Ho et al. 2020, equations 6, 7)."""
 
     schedule: ScheduleConfig
@@ -123,20 +169,21 @@ class DDPM:
         last = self.schedule.train_steps - 1
         return table[visited.clip(max=last)], jnp.where(below < 0, 1.0, table[below.clip(0, last)])
 
-    def sample(
+    def walk(
         self,
-        predict_noise: PredictNoise,
+        predict_noise: Remembers,
         latents: Float[Array, "b h w c"],
         conditions: Any,
-        step_noise: Float[Array, "steps b h w c"] | None = None,
-    ) -> Float[Array, "b h w c"]:
+        step_noise: Float[Array, "steps b h w c"] | None,
+        memory: Any,
+    ) -> tuple[Float[Array, "b h w c"], Any]:
         """As in `Sampler`. Raises ValueError without `step_noise`."""
         if step_noise is None:
             raise ValueError("step_noise is None: ancestral sampling needs (steps, B, h, w, c) standard normal noise")
 
-        def step(x: Array, now: tuple[Any, ...]) -> tuple[Array, None]:
-            alpha, alpha_below, fresh, condition = now
-            noise = predict_noise(x, condition)
+        def step(carry: tuple[Array, Any], now: tuple[Any, ...]) -> tuple[tuple[Array, Any], None]:
+            (x, memory), (alpha, alpha_below, fresh, condition) = carry, now
+            noise, memory = predict_noise(x, condition, memory)
             clean = (x - jnp.sqrt(1 - alpha) * noise) / jnp.sqrt(alpha)
             ratio = alpha / alpha_below
             mean = (
@@ -144,9 +191,9 @@ class DDPM:
                 + jnp.sqrt(ratio) * (1 - alpha_below) / (1 - alpha) * x
             )
             deviation = jnp.sqrt((1 - alpha_below) / (1 - alpha) * (1 - ratio))
-            return mean + deviation * fresh, None
+            return (mean + deviation * fresh, memory), None
 
-        return jax.lax.scan(step, latents, (*self.alphas(), step_noise, conditions))[0]
+        return jax.lax.scan(step, (latents, memory), (*self.alphas(), step_noise, conditions))[0]
 
 
 SAMPLERS: Mapping[str, Callable[[ScheduleConfig, int], Sampler]] = dict(zip(names.SAMPLERS, (Euler, DDPM), strict=True))

@@ -23,6 +23,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.grid import Corners, latent_grid
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.tiling import blend_tiles, gather_tiles, gaussian_weights
+from faithdiff_jax.models.attribution import Maps, Words
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.faithdiff import Denoiser
 
@@ -129,16 +130,45 @@ def denoise(
         inputs: the arrays.
         constrain: applied to every batch that goes through the UNet, to lay it out over devices.
     """
+    return denoise_and_attribute(denoiser, plan, inputs, None, constrain)[0]
+
+
+def denoise_and_attribute(
+    denoiser: Denoiser,
+    plan: SamplingPlan,
+    inputs: SamplingInputs,
+    words: Words | None,
+    constrain: Constrain = lambda x: x,
+) -> tuple[Float[Array, "b h w c"], Maps | None]:
+    """`denoise`, and which pixels looked at which words of the caption (see `models.attribution`).
+
+    Args:
+        denoiser: as for `denoise`, like `plan`, `inputs` and `constrain`.
+        plan: what is static.
+        inputs: the arrays.
+        words: (B, M, W), the weight of each token of the caption in each word; None for no maps.
+        constrain: see `denoise`.
+
+    Returns:
+        The latent (B, H, W, c), the same as without maps; and (B, H, W, W'), for each word the part of a pixel's
+        attention that went to it, 0 to 1 but for what interpolation adds: the mean over heads, layers and steps.
+        Tiles are blended as those of the latents are, at every step.
+    """
     sampler = plan.sampler
     tiles = Tiles(plan, inputs.noise.shape)
     prepared = prepare(denoiser, tiles, inputs, constrain)
-    predict_noise = Predictor(denoiser, sampler.schedule, tiles, prepared, inputs, constrain)
+    no_maps = None
+    if words is not None:
+        no_maps = jnp.zeros((*inputs.noise.shape[:3], words.shape[-1]), jnp.float32)
+        words = jnp.tile(words, (plan.tile_batch, 1, 1))
+    predict_noise = Predictor(denoiser, sampler.schedule, tiles, prepared, inputs, words, constrain)
     latents = inputs.noise * sampler.init_noise_scale
     if inputs.start is not None:  # the LQ latent, noised to the last timestep (published `start_point="lr"`)
         latents = schedule.add_noise(sampler.schedule, inputs.start, latents, sampler.schedule.train_steps - 1)
     visited = jnp.asarray(sampler.timesteps())
     conditions = visited, denoiser.unet.embed_timesteps(visited)
-    return sampler.sample(predict_noise, latents, conditions, inputs.step_noise)
+    latents, total = sampler.walk(predict_noise, latents, conditions, inputs.step_noise, no_maps)
+    return latents, None if total is None else total / sampler.steps
 
 
 class Tiles:
@@ -177,8 +207,8 @@ class Tiles:
         """The way back, from all chunks (chunks, tile_batch * B, h, w, c), overlaps averaged."""
         if self._is_whole:
             return x[0]
-        _, height, width, channels = self._shape
-        tiles = x.reshape(-1, self.batch, *self._tile, channels)[: len(self._corners)]
+        _, height, width, _ = self._shape
+        tiles = x.reshape(-1, self.batch, *self._tile, x.shape[-1])[: len(self._corners)]
         return blend_tiles(tiles, self._corners, jnp.asarray(gaussian_weights(*self._tile)), height, width)
 
     @property
@@ -218,42 +248,54 @@ def prepare(denoiser: Denoiser, tiles: Tiles, inputs: SamplingInputs, constrain:
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """Predicts the noise of whole latents, tile by tile: what a sampler calls at every step."""
+    """Predicts the noise of whole latents, tile by tile: what a sampler calls at every step.
+
+    `words` is (tile_batch * B, M, W), or None for no maps.
+    """
 
     denoiser: Denoiser
     schedule: schedule.ScheduleConfig
     tiles: Tiles
     prepared: Prepared
     inputs: SamplingInputs
+    words: Words | None
     constrain: Constrain
 
-    def __call__(self, x: jax.Array, condition: tuple[jax.Array, jax.Array]) -> jax.Array:
-        """(B, H, W, c) of unit variance; (timestep, its embedding (E,)) -> noise (B, H, W, c)."""
+    def __call__(
+        self, x: jax.Array, condition: tuple[jax.Array, jax.Array], maps: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """(B, H, W, c) of unit variance; (timestep, its embedding (E,)); maps so far -> noise (B, H, W, c), maps."""
         timestep, time_embedding = condition
         added = [added for added, _ in self.prepared.passes]
         chunks = self.tiles.places, self.prepared.conditions, added
-        output = self.tiles.join(jax.lax.map(functools.partial(self._predict_chunk, x, time_embedding), chunks))
-        return schedule.to_noise(self.schedule, output, x, timestep)
+        results = jax.lax.map(functools.partial(self._predict_chunk, x, time_embedding), chunks)
+        output, found = jax.tree.map(self.tiles.join, results)
+        return schedule.to_noise(self.schedule, output, x, timestep), jax.tree.map(jnp.add, maps, found)
 
-    def _predict_chunk(self, x: jax.Array, time_embedding: jax.Array, chunk: tuple[Any, ...]) -> jax.Array:
-        """What the UNet puts out for the tiles of one chunk, both texts guided into one."""
+    def _predict_chunk(
+        self, x: jax.Array, time_embedding: jax.Array, chunk: tuple[Any, ...]
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """What the UNet puts out for the tiles of one chunk, both texts guided into one, and the caption's maps."""
         places, condition, added = chunk
         latents = self.tiles.cut(x, places)
         predictions: list[jax.Array] = []
-        for (_, keys_values), of_pass in zip(self.prepared.passes, added, strict=True):
+        # The caption's side is the last of the last pass.
+        words = [None] * (len(added) - 1) + [self.words]
+        for (_, keys_values), of_pass, attributed in zip(self.prepared.passes, added, words, strict=True):
             embedding = time_embedding[None] + of_pass.reshape(-1, of_pass.shape[-1])
-            predicted = self.denoiser.denoise(
+            predicted, maps = self.denoiser.attribute(
                 self.constrain(latents),
                 self.constrain(embedding),
                 self.constrain(condition),
                 keys_values,
+                attributed,
                 group=self.tiles.batch,
             )
             predictions += jnp.split(predicted.astype(jnp.float32), len(predicted) // len(latents))
         if self.inputs.negative is None:
-            return predictions[0]
+            return predictions[0], maps
         unconditional, conditional = predictions
-        return samplers.guide(unconditional, conditional, self.inputs.guidance, self.inputs.rescale)
+        return samplers.guide(unconditional, conditional, self.inputs.guidance, self.inputs.rescale), maps
 
 
 def _prepare_text(denoiser: Denoiser, side: Text, time_ids: jax.Array) -> tuple[jax.Array, Any]:

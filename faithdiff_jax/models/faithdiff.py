@@ -6,6 +6,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Real
 
 from faithdiff_jax.models.alignment import AlignmentConfig, make_alignment
+from faithdiff_jax.models.attribution import Maps, Words
 from faithdiff_jax.models.unet import TextKeysValues, UNet, UNetConfig
 from faithdiff_jax.models.vae import EncoderConfig, feature_channels, make_lq_encoder
 
@@ -50,9 +51,22 @@ class Denoiser(nnx.Module):
         Returns:
             (k * B, h, w, c).
         """
+        return self.attribute(latents, embedding, condition, text, None, group=group)[0]
+
+    def attribute(
+        self,
+        latents: Float[Array, "b h w c"],
+        embedding: Float[Array, "kb e"],
+        condition: Float[Array, "b h w d"],
+        text: TextKeysValues,
+        words: Words | None,
+        *,
+        group: int | None = None,
+    ) -> tuple[Float[Array, "kb h w o"], Maps | None]:
+        """`denoise`, and the maps (n, h, w, W) of the words (n, M, W) in the last n texts: `UNet.attribute`."""
         hidden = self.alignment(self.unet.conv_in(latents), condition, group=group)
         texts = embedding.shape[0] // latents.shape[0]
-        return self.unet.from_hidden(jnp.tile(hidden, (texts, 1, 1, 1)), embedding, text)
+        return self.unet.attribute(jnp.tile(hidden, (texts, 1, 1, 1)), embedding, text, words)
 
     def __call__(
         self,

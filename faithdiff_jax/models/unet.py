@@ -13,19 +13,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Real
 
-from faithdiff_jax.models.attention import attention
+from faithdiff_jax.models.attribution import Maps, Words, mean_map
 from faithdiff_jax.models.convolution import Downsample, ResnetBlock, Upsample
-from faithdiff_jax.models.layers import Layers, run_block, scan_stack
+from faithdiff_jax.models.layers import Layers, run_block
 from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_levels, check_sizes
+from faithdiff_jax.models.transformer import SpatialTransformer
 
-KeysValues = tuple[Float[Array, "*layers b m heads d"], Float[Array, "*layers b m heads d"]]
-"""Of one attention, or of every block of a stack."""
 TextKeysValues = list[tuple[Float[Array, "_ _ m _ _"], Float[Array, "_ _ m _ _"]]]
 """Of every transformer of a UNet, in the order in which it meets them; each (depth, B, M, heads, dim / heads)."""
 
@@ -73,6 +71,14 @@ class UNetConfig:
         return 4 * self.channels[0]
 
     @property
+    def heads_attributed(self) -> int:
+        """Heads that attend to the text on the way down and up, over all layers: those that maps are a mean over."""
+        transformers = 2 * self.resnets_per_level + 1
+        return sum(
+            transformers * depth * heads for depth, heads in zip(self.transformer_depth, self.heads, strict=True)
+        )
+
+    @property
     def smallest_side(self) -> int:
         """The smallest latent height or width: it leaves one pixel at the coarsest level."""
         return 1 << (len(self.channels) - 1)
@@ -96,83 +102,6 @@ class EmbeddingMLP(nnx.Module):
     def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b d"]:
         """(B, in_dim) -> (B, dim)."""
         return self.linear_2(nnx.silu(self.linear_1(x)))
-
-
-class FeedForward(nnx.Module):
-    """GEGLU: half of the projection gates the other half."""
-
-    def __init__(self, dim: int, *, make: Layers):
-        self.proj_in = make.linear(dim, 8 * dim)
-        self.proj_out = make.linear(4 * dim, dim)
-
-    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """(B, N, dim) -> (B, N, dim)."""
-        hidden, gate = jnp.split(self.proj_in(tokens), 2, axis=-1)
-        return self.proj_out(hidden * nnx.gelu(gate, approximate=False))
-
-
-class MultiHeadAttention(nnx.Module):
-    """Attention with keys and values from the same tokens or from a context; only the output has a bias."""
-
-    def __init__(self, dim: int, context_dim: int, heads: int, *, make: Layers):
-        self.heads = heads
-        self.to_q = make.linear(dim, dim, use_bias=False)
-        self.to_k = make.linear(context_dim, dim, use_bias=False)
-        self.to_v = make.linear(context_dim, dim, use_bias=False)
-        self.to_out = make.linear(dim, dim)
-
-    def keys_values(self, context: Float[Array, "b m c"]) -> KeysValues:
-        """(B, M, context_dim) -> keys and values, each (B, M, heads, dim / heads)."""
-        return self._split(self.to_k(context)), self._split(self.to_v(context))
-
-    def __call__(self, tokens: Float[Array, "b n c"], keys_values: KeysValues) -> Float[Array, "b n c"]:
-        """(B, N, dim) and the pair from `keys_values` -> (B, N, dim)."""
-        mixed = attention(self._split(self.to_q(tokens)), *keys_values)
-        return self.to_out(mixed.reshape(tokens.shape))
-
-    def _split(self, x: Float[Array, "b n c"]) -> Float[Array, "b n heads d"]:
-        return x.reshape(*x.shape[:-1], self.heads, -1)
-
-
-class TransformerBlock(nnx.Module):
-    """Self-attention, attention to the text, feed-forward; each normalised before and added after."""
-
-    def __init__(self, dim: int, context_dim: int, heads: int, *, make: Layers):
-        self.norm1 = make.layer_norm(dim, epsilon=1e-5)
-        self.attn1 = MultiHeadAttention(dim, dim, heads, make=make)
-        self.norm2 = make.layer_norm(dim, epsilon=1e-5)
-        self.attn2 = MultiHeadAttention(dim, context_dim, heads, make=make)
-        self.norm3 = make.layer_norm(dim, epsilon=1e-5)
-        self.ff = FeedForward(dim, make=make)
-
-    def __call__(self, tokens: Float[Array, "b n c"], text: KeysValues) -> Float[Array, "b n c"]:
-        """(B, N, dim) and the text's keys and values -> (B, N, dim)."""
-        normed = self.norm1(tokens)
-        tokens = tokens + self.attn1(normed, self.attn1.keys_values(normed))
-        tokens = tokens + self.attn2(self.norm2(tokens), text)
-        return tokens + self.ff(self.norm3(tokens))
-
-
-class SpatialTransformer(nnx.Module):
-    """A stack of transformer blocks over the pixels of a feature map, added to it."""
-
-    def __init__(self, dim: int, context_dim: int, heads: int, depth: int, *, groups: int, make: Layers):
-        self.norm = make.group_norm(dim, groups, epsilon=1e-6)
-        self.proj_in = make.linear(dim, dim)
-        self.blocks = make.stack(lambda make: TransformerBlock(dim, context_dim, heads, make=make), depth)
-        self.proj_out = make.linear(dim, dim)
-
-    def project_text(self, context: Float[Array, "b m c"]) -> KeysValues:
-        """(B, M, context_dim) -> every block's keys and values, each (depth, B, M, heads, dim / heads)."""
-        graph, layers = nnx.split(self.blocks.attn2)
-        projected: KeysValues = jax.lax.map(lambda layer: nnx.merge(graph, layer).keys_values(context), layers)
-        return projected
-
-    def __call__(self, x: Float[Array, "b h w c"], text: KeysValues) -> Float[Array, "b h w c"]:
-        """(B, H, W, dim) and the pair from `project_text` -> (B, H, W, dim)."""
-        tokens = self.proj_in(run_block(self.norm, x).reshape(x.shape[0], -1, x.shape[-1]))
-        tokens = scan_stack(self.blocks, tokens, lambda block, carry, layer: block(carry, layer), text)
-        return x + self.proj_out(tokens).reshape(x.shape)
 
 
 class UNetLevel(nnx.Module):
@@ -288,14 +217,43 @@ class UNet(nnx.Module):
         Returns:
             (B, h, w, out_channels), the predicted noise.
         """
+        return self.attribute(hidden, embedding, text, None)[0]
+
+    def attribute(
+        self,
+        hidden: Float[Array, "b h w c"],
+        embedding: Float[Array, "b e"],
+        text: TextKeysValues,
+        words: Words | None,
+    ) -> tuple[Float[Array, "b h w o"], Maps | None]:
+        """`from_hidden`, and which pixels look at which words (see `attribution`).
+
+        Args:
+            hidden: as for `from_hidden`, like `embedding` and `text`.
+            embedding: (B, embedding_dim).
+            text: what `project_text` returned.
+            words: (n, M, W), the weight of each text token in each word, for the last n of the batch; None for none.
+
+        Returns:
+            (B, h, w, out_channels), the predicted noise; and (n, h, w, W), the mean over all heads of the transformers
+            on the way down and up, or None. The noise, and the program that computes it, are those of `from_hidden`.
+        """
         texts = iter(text)
         embedding = embedding.astype(hidden.dtype)
+        _, height, width, _ = hidden.shape
         skips = [hidden]
+        found: list[Maps] = []  # of each transformer outside the middle
+
+        def transform(transformer: SpatialTransformer, hidden: Array) -> Array:
+            hidden, maps = transformer.attribute(hidden, next(texts), words)
+            found.extend(() if maps is None else [maps])
+            return hidden
+
         for level in self.down_blocks:
             for i, resnet in enumerate(level.resnets):
                 hidden = run_block(resnet, hidden, embedding)
                 if level.attentions:
-                    hidden = level.attentions[i](hidden, next(texts))
+                    hidden = transform(level.attentions[i], hidden)
                 skips.append(hidden)
             if level.resample is not None:
                 hidden = level.resample(hidden)
@@ -310,10 +268,11 @@ class UNet(nnx.Module):
             for i, resnet in enumerate(level.resnets):
                 hidden = run_block(resnet, jnp.concatenate([hidden, skips.pop()], axis=-1), embedding)
                 if level.attentions:
-                    hidden = level.attentions[i](hidden, next(texts))
+                    hidden = transform(level.attentions[i], hidden)
             if level.resample is not None:
                 hidden = level.resample(hidden, skips[-1].shape[1:3])
-        return self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
+        noise = self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
+        return noise, None if words is None else mean_map(found, self.config.heads_attributed, (height, width))
 
     def __call__(
         self,
