@@ -6,5 +6,8 @@ setup(
     include_package_data=False,
     packages=[*find_packages(include=["faithdiff_jax*"]), "faithdiff_jax.configs"],
     package_dir={"faithdiff_jax.configs": "configs"},
-    package_data={"faithdiff_jax": ["py.typed", "small_model/**/*"], "faithdiff_jax.configs": ["**/*"]},
+    package_data={
+        "faithdiff_jax": ["py.typed", "small_model/**/*", "evaluation/metrics/parameters/*"],
+        "faithdiff_jax.configs": ["**/*"],
+    },
 )

@@ -41,8 +41,8 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "paper": Protocol(name="paper", metrics=("psnr", "ssim")),
-    "ycbcr": Protocol(name="ycbcr", metrics=("psnr", "ssim"), psnr="ycbcr", ssim="ycbcr"),
+    "paper": Protocol(name="paper", metrics=("psnr", "ssim", "lpips", "dists", "niqe")),
+    "ycbcr": Protocol(name="ycbcr", metrics=("psnr", "ssim", "lpips", "dists", "niqe"), psnr="ycbcr", ssim="ycbcr"),
 }
 """`paper`: the published FaithDiff script. `ycbcr`: OSEDiff, TSD-SR, SeeSR and others."""
 

@@ -7,7 +7,15 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from faithdiff_jax.evaluation.metrics.names import SMALLEST_SIDE
-from faithdiff_jax.evaluation.metrics.pictures import Color, Picture, check_pair, check_side, luma, without_border
+from faithdiff_jax.evaluation.metrics.pictures import (
+    Color,
+    Picture,
+    check_pair,
+    check_side,
+    luma,
+    rounded_luma,
+    without_border,
+)
 
 Restored = UInt8[np.ndarray, "h w 3"]
 Reference = UInt8[np.ndarray, "H W 3"]
@@ -34,8 +42,12 @@ def psnr(
     Raises:
         InputError: pictures of two sizes, or nothing left within the border.
     """
-    x, y = _planes(restored, reference, color, border, 1)
-    error = float(np.mean(np.square(x - y))) / 255**2 + epsilon
+    x, y = _pair(restored, reference, border, 1)
+    if color == "rgb":
+        error = cv2.norm(x, y, cv2.NORM_L2SQR) / x.size
+    else:
+        error = float(np.mean(np.square(luma(x, color) - luma(y, color))))
+    error = error / 255**2 + epsilon
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
@@ -61,9 +73,8 @@ def ssim(
     with section III-C. scikit-image computes the same with `gaussian_weights=True, sigma=1.5,
     use_sample_covariance=False`.
     """
-    x, y = _planes(restored, reference, color, border, SMALLEST_SIDE)
-    if color != "rgb":
-        x, y = np.rint(x), np.rint(y)
+    pair = _pair(restored, reference, border, SMALLEST_SIDE)
+    x, y = (picture.astype(np.float64) if color == "rgb" else rounded_luma(picture, color) for picture in pair)
     mean_x, mean_y = _window(x), _window(y)
     variance_x, variance_y = _window(x * x) - mean_x**2, _window(y * y) - mean_y**2
     covariance = _window(x * y) - mean_x * mean_y
@@ -73,14 +84,11 @@ def ssim(
     return float(np.mean(luminance * (np.maximum(structure, 0) if nonnegative else structure)))
 
 
-def _planes(
-    restored: Picture, reference: Picture, color: Color, border: int, smallest: int
-) -> list[Float64[np.ndarray, "h w *c"]]:
-    """What is compared of both pictures, in gray levels: (h, w, 3), or (h, w) of Y."""
+def _pair(restored: Picture, reference: Picture, border: int, smallest: int) -> tuple[Picture, Picture]:
+    """Both pictures without their border, once they are known to be comparable."""
     check_pair(restored, reference)
     check_side(restored, smallest + 2 * border)
-    pair = (without_border(picture, border) for picture in (restored, reference))
-    return [picture.astype(np.float64) if color == "rgb" else luma(picture, color) for picture in pair]
+    return without_border(restored, border), without_border(reference, border)
 
 
 def _window(x: Float64[np.ndarray, "H W *c"]) -> Float64[np.ndarray, "h w *c"]:

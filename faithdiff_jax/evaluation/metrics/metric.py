@@ -14,10 +14,6 @@ Measure = Callable[[Sequence[Picture], Sequence[Picture]], Sequence[float]]
 """Pictures of one size, and their references or nothing -> a figure for each."""
 
 
-class Unavailable(InputError):
-    """A metric that cannot be computed here: one line says why, and how to get what is missing."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """A metric that is ready to be computed."""
@@ -103,6 +99,30 @@ def _edges(function: str) -> Callable[[Protocol], Measure]:
     return lambda protocol: _each(getattr(importlib.import_module(module), function))
 
 
+def _lpips(protocol: Protocol) -> Measure:
+    from faithdiff_jax.evaluation.metrics.perceptual import lpips
+
+    return lpips(protocol.lpips)
+
+
+def _lpips_vgg(protocol: Protocol) -> Measure:
+    from faithdiff_jax.evaluation.metrics.perceptual import lpips
+
+    return lpips("vgg")
+
+
+def _dists(protocol: Protocol) -> Measure:
+    from faithdiff_jax.evaluation.metrics.perceptual import dists
+
+    return dists()
+
+
+def _niqe(protocol: Protocol) -> Measure:
+    from faithdiff_jax.evaluation.metrics.niqe import niqe
+
+    return lambda pictures, references: [niqe(picture, color=protocol.niqe) for picture in pictures]
+
+
 def _each(function: Callable[[Picture, Picture], float]) -> Measure:
     """Pair by pair."""
     return lambda restored, references: [function(*pair) for pair in zip(restored, references, strict=True)]
@@ -111,6 +131,10 @@ def _each(function: Callable[[Picture, Picture], float]) -> Measure:
 _MAKERS: dict[str, Callable[[Protocol], Measure]] = {
     "psnr": _psnr,
     "ssim": _ssim,
+    "lpips": _lpips,
+    "lpips-vgg": _lpips_vgg,
+    "dists": _dists,
+    "niqe": _niqe,
     "gmsd": _edges("gmsd"),
     "sharpness": _edges("sharpness_ratio"),
 }

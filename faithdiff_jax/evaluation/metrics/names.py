@@ -13,6 +13,10 @@ SMALLEST_SIDE = 11
 NONCOMMERCIAL = "through pyiqa, whose licence is PolyForm Noncommercial"
 
 
+class Unavailable(InputError):
+    """A metric that cannot be computed here: one line says why, and how to get what is missing."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricInfo:
     """What is known of a metric before it is computed."""
@@ -34,6 +38,15 @@ class MetricInfo:
 METRICS = {
     "psnr": MetricInfo(title="PSNR", digits=2, better="higher", needs_reference=True),
     "ssim": MetricInfo(title="SSIM", digits=4, better="higher", needs_reference=True, smallest_side=SMALLEST_SIDE),
+    "lpips": MetricInfo(
+        title="LPIPS", digits=4, better="lower", needs_reference=True, smallest_side=31, backend="jax",
+        note="on the protocol's network",
+    ),
+    "lpips-vgg": MetricInfo(
+        title="LPIPS (VGG)", digits=4, better="lower", needs_reference=True, smallest_side=16, backend="jax"
+    ),
+    "dists": MetricInfo(title="DISTS", digits=4, better="lower", needs_reference=True, smallest_side=16, backend="jax"),
+    "niqe": MetricInfo(title="NIQE", digits=4, better="lower", needs_reference=False, smallest_side=96),
     "gmsd": MetricInfo(title="GMSD", digits=4, better="lower", needs_reference=True, smallest_side=SMALLEST_SIDE),
     "sharpness": MetricInfo(
         title="sharpness", digits=2, better="one", needs_reference=True, smallest_side=SMALLEST_SIDE,

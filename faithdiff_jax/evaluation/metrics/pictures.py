@@ -1,9 +1,11 @@
 """What every metric does with pictures first: check that they can be compared, cut off a border, take their luma."""
 
+import functools
 from typing import Literal
 
+import cv2
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float32, Float64, UInt8
 
 from faithdiff_jax.errors import InputError
 
@@ -12,18 +14,37 @@ Picture = UInt8[np.ndarray, "_ _ 3"]
 
 Color = Literal["rgb", "yiq", "ycbcr"]
 
-# Weights of R, G and B, and what is added: the first of full range, the second of BT.601's 16 to 235.
-LUMA = {
-    "yiq": (np.array([0.299, 0.587, 0.114]), 0.0),
-    "ycbcr": (np.array([65.481, 128.553, 24.966]) / 255, 16.0),
-}
+# Weights of R, G and B in [0, 1], and what is added: the first of full range, the second of BT.601's 16 to 235.
+LUMA = {"yiq": ((0.299, 0.587, 0.114), 0.0), "ycbcr": ((65.481 / 255, 128.553 / 255, 24.966 / 255), 16 / 255)}
 
 
 def luma(picture: Picture, color: Color = "yiq") -> Float64[np.ndarray, "h w"]:
-    """Y of a picture, in gray levels, not rounded: of YIQ from 0 to 255, of YCbCr (BT.601) from 16 to 235."""
+    """Y of a picture, in gray levels: of YIQ from 0 to 255, of YCbCr (BT.601) from 16 to 235."""
     weights, offset = LUMA[color]
-    y: Float64[np.ndarray, "h w"] = picture.astype(np.float64) @ weights + offset
+    y: Float64[np.ndarray, "h w"] = picture.astype(np.float64) @ np.array(weights) + 255 * offset
     return y
+
+
+def rounded_luma(picture: Picture, color: Color) -> Float64[np.ndarray, "h w"]:
+    """Y of a picture in whole gray levels, of values in float32.
+
+    One pixel in a thousand lies halfway between two levels. Which one it gets is seen in NIQE's second digit: we add in
+    the order that gives the same as pyiqa.
+    """
+    products = cv2.LUT(np.ascontiguousarray(picture), _products(color))
+    y = (products[..., 0] + products[..., 1]) + products[..., 2]
+    if color == "ycbcr":
+        y = (y + np.float32(16)) / np.float32(255)
+    whole: Float64[np.ndarray, "h w"] = np.rint(y * np.float32(255)).astype(np.float64)
+    return whole
+
+
+@functools.cache
+def _products(color: Color) -> Float32[np.ndarray, "1 256 3"]:
+    """Each channel's share of Y by its level; for YCbCr it is in gray levels."""
+    weights = LUMA[color][0] if color == "yiq" else (65.481, 128.553, 24.966)
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    return levels[None, :, None] * np.array(weights, np.float32)[None, None]
 
 
 def check_picture(name: str, picture: Picture) -> None:
