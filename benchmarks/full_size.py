@@ -66,7 +66,8 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
     import jax.numpy as jnp
     from flax import nnx
 
-    from faithdiff_jax.inference.denoise import SamplingInputs, Text, denoise, plan_sampling
+    from faithdiff_jax.inference.denoise import denoise
+    from faithdiff_jax.inference.inputs import SamplingInputs, Text, plan_sampling
     from faithdiff_jax.inference.options import RestoreOptions
     from faithdiff_jax.models.config import FaithDiffConfig
     from faithdiff_jax.models.faithdiff import FaithDiffModel

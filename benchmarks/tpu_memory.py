@@ -19,7 +19,8 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from tpu_compiler import assigned_bytes
 
-from faithdiff_jax.inference.denoise import SamplingInputs, Text, denoise, plan_sampling
+from faithdiff_jax.inference.denoise import denoise
+from faithdiff_jax.inference.inputs import SamplingInputs, Text, plan_sampling
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.attention import attention, trace_for, use_implementation
 from faithdiff_jax.models.config import FaithDiffConfig

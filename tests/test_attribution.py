@@ -6,18 +6,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from converted import loaded
 from flax import nnx
 from parity import assert_parity, nchw, nhwc
 from port import normal
 from published import unet_sd21, unet_sdxl
 from test_parity_models import SD21, SDXL
 from test_parity_sampling import CONFIG, Pair
+from test_pipeline import noises, photograph
 from torch_attribution import blended, enlarged, recorded
 from torch_pipeline import denoise, grid
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.inference.denoise import SamplingInputs, Text, denoise_and_attribute, plan_sampling
 from faithdiff_jax.inference.denoise import denoise as denoise_ours
+from faithdiff_jax.inference.denoise import denoise_and_attribute
+from faithdiff_jax.inference.inputs import SamplingInputs, Text, plan_sampling
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.attribution import bicubic, mean_map
 
@@ -156,3 +159,22 @@ def test_enlarging_equals_pytorch(rng, old, new):
 def test_a_model_without_transformers_to_attribute_to():
     with pytest.raises(InputError, match="in the middle of its UNet only"):
         mean_map([], 0, (4, 4))
+
+
+def test_maps_of_a_restoration(rng):
+    """The picture is that of `restore`, and the maps are those of the loop, enlarged and without the padding."""
+    model, image = loaded(), photograph(43, 51)
+    options = {"scale": 2, "steps": 2, "tile": 8, "noise": noises(rng, 11, 13)}
+    restored, maps = model.attribute(image, "the cat", ["cat", "The", "cat"], **options)
+    np.testing.assert_array_equal(restored, model.restore(image, "the cat", **options))
+    assert list(maps) == ["cat", "The"]
+    for each in maps.values():
+        assert (each.shape, each.dtype) == ((86, 102), np.float32)
+        assert 0 <= each.min() < each.max() < 1
+    _, both = model.attribute(image, "the cat", ["the cat", "cat"], **options)
+    np.testing.assert_allclose(both["the cat"], (maps["The"] + maps["cat"]) / 2, atol=1e-6)
+    with pytest.raises(InputError, match="word is 'dog': must be in the caption, 'the cat'"):
+        model.attribute(image, "the cat", ["cat", "dog"], **options)
+    for none in ([], "cat"):
+        with pytest.raises(InputError, match="must be a list of words of the caption, at least one"):
+            model.attribute(image, "the cat", none, **options)

@@ -17,8 +17,8 @@ from torch_aligner import TorchAligner
 from torch_pipeline import SCHEDULE, denoise, euler_scheduler
 
 from faithdiff_jax.diffusion import samplers, schedule
-from faithdiff_jax.inference.denoise import SamplingInputs, Text, plan_sampling
 from faithdiff_jax.inference.denoise import denoise as denoise_ours
+from faithdiff_jax.inference.inputs import SamplingInputs, Text, plan_sampling
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.faithdiff import Denoiser

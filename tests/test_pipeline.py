@@ -12,7 +12,7 @@ from torch_pipeline import upscaled
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.images import to_float
-from faithdiff_jax.inference.denoise import SamplingInputs, Text, plan_sampling
+from faithdiff_jax.inference.inputs import SamplingInputs, Text, plan_sampling
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.inference.programs import SIZES_KEPT
@@ -248,6 +248,14 @@ def test_several_bad_options_are_named_together():
 def test_guidance_needs_a_negative_context(rng):
     with pytest.raises(InputError, match=r"guidance is 5.0: above 1 it needs negative_context"):
         loaded().sample(normal(rng, 1, 4, 4, 32), normal(rng, 1, 5, 40), None, None, None, normal(rng, 1, 4, 4, 4))
+
+
+def test_options_that_sampling_does_not_read_are_named(rng):
+    arrays = normal(rng, 1, 4, 4, 32), normal(rng, 1, 5, 40), None, None, None, normal(rng, 1, 4, 4, 4)
+    with pytest.raises(InputError, match=r"^scale, color_fix: not used by sample, which takes steps, guidance, "):
+        loaded().sample(*arrays, scale=3, guidance=1, color_fix="none")
+    with pytest.raises(InputError, match="unknown option stepz"):
+        loaded().sample(*arrays, stepz=3, scale=3)
 
 
 def test_pooled_texts_are_needed_where_the_model_has_an_added_embedding(rng):

@@ -166,3 +166,47 @@ def test_a_damaged_tokenizer_is_loaded_or_refused_in_one_line(data, tmp_path_fac
     else:
         message = ""
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("caption", "word", "expected"),
+    [
+        ("the cat sat", "cat", [2]),
+        ("the cat sat", "CAT", [2]),
+        ("the cat, the Cat", "cat", [2, 5]),  # both times
+        ("the cat sat", "the cat", [1, 2]),
+        ("the cat sat", "sat", [3, 4, 5]),  # three tokens: s, a, t
+        ("the the the", "the the", [1, 2, 3]),
+        ("cat " * 100, "cat", [*range(1, 76)]),
+        ("x " * 74 + "the cat sat", "the", [75]),
+    ],
+)
+def test_positions_of_a_word(folders, caption, word, expected):
+    tokenizers = Tokenizers.load(folders)
+    assert tokenizers.positions(caption, word) == expected
+    word_ids = tokenizers([word])[0][0].tolist()
+    row = tokenizers([caption])[0][0].tolist()
+    assert {row[position] for position in expected} <= set(word_ids[1 : word_ids.index(END_ID)])
+
+
+@pytest.mark.parametrize(
+    ("caption", "word", "message"),
+    [
+        ("the cat sat", "ca", "word is 'ca': must be in the caption, 'the cat sat'"),  # of "cat" a part only
+        ("the cat sat", "dog", "word is 'dog': must be in the caption"),
+        ("", "dog", "word is 'dog': must be in the caption, ''"),
+        ("the cat sat", " ", "word is ' ': must not be empty"),
+        ("x " * 74 + "the cat", "cat", "word is 'cat': must be among the caption's first 75 tokens, which are read"),
+        ("the cat", "\udcff", r"word is '\udcff': must be Unicode text"),
+        ("\udcff", "cat", r"caption is '\udcff': must be Unicode text"),
+    ],
+)
+def test_words_that_have_no_position(folders, caption, word, message):
+    with pytest.raises(InputError) as caught:
+        Tokenizers.load(folders).positions(caption, word)
+    assert message in str(caught.value)
+
+
+def test_a_caption_that_is_not_unicode(folders):
+    with pytest.raises(InputError, match="must be Unicode text"):
+        Tokenizers.load(folders)(["the cat", "\udcff"])

@@ -181,7 +181,7 @@ def _same_file(name: str) -> str:
 
 def _options(arguments: argparse.Namespace) -> tuple[RestoreOptions, "ModelDirectory"]:
     """The model's defaults with the flags that were given, checked against the model; and the model, opened."""
-    from faithdiff_jax.inference.pipeline import default_options
+    from faithdiff_jax.inference.loading import default_options
     from faithdiff_jax.weights.model_directory import ModelDirectory
 
     names = [field.name for field in dataclasses.fields(RestoreOptions)]

@@ -13,6 +13,11 @@ CAPTION_SUFFIXES = (".json", ".txt")
 CAPTION_LIMIT = 1 << 20  # bytes; the text encoders read about 300
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it is whole characters: a command line of other bytes holds halves, which no tokenizer takes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def trim_caption(text: str) -> str:
     """Cut a LLaVA caption ("The image features ...") to what the model was trained on.
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.captions import is_unicode
 from faithdiff_jax.files.reading import require_file
 
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -36,10 +38,40 @@ class Tokenizers:
 
         Each row is the start token, the caption, the end token and padding; a longer caption loses its tail and keeps
         its end token. Length and padding are the folder's own: CLIP-L pads with the end token, bigG with token 0.
+
+        Raises:
+            InputError: a caption that is not Unicode.
         """
         if isinstance(captions, str):
             raise TypeError("captions is one string, it must be a list of strings")
+        for caption in captions:
+            _check_unicode(caption, "caption")
         return [_token_ids(tokenizer, list(captions)) for tokenizer in self._tokenizers]
+
+    def positions(self, caption: str, word: str) -> list[int]:
+        """Where the tokens of a word stand in the rows of a caption, wherever the caption has it.
+
+        "Word" is one or several words in a row, such as "red bus"; case does not count, and parts of words are not
+        found. The first tokenizer counts, as in `daam`; SDXL's second differs from it after repeated marks ("!!") only.
+
+        Raises:
+            InputError: a word that is empty, not in the caption, or cut off because the caption is too long.
+        """
+        _check_unicode(caption, "caption")
+        _check_unicode(word, "word")
+        tokenizer = self._tokenizers[0]
+        row = tokenizer(caption, verbose=False)["input_ids"]
+        tokens = tokenizer(word, verbose=False, add_special_tokens=False)["input_ids"]
+        if not tokens:
+            raise InputError(f"word is {word!r}: must not be empty")
+        starts = [start for start in range(len(row)) if row[start : start + len(tokens)] == tokens]
+        if not starts:
+            raise InputError(f"word is {word!r}: must be in the caption, {textwrap.shorten(caption, 60)!r}")
+        end = tokenizer.model_max_length - 1
+        read = [start for start in starts if start + len(tokens) <= end]
+        if not read:
+            raise InputError(f"word is {word!r}: must be among the caption's first {end - 1} tokens, which are read")
+        return sorted({start + i for start in read for i in range(len(tokens))})
 
     @property
     def vocabulary_sizes(self) -> list[int]:
@@ -53,6 +85,11 @@ class Tokenizers:
         for tokenizer, target in zip(self._tokenizers, targets, strict=True):
             tokenizer.save_pretrained(str(target))
         return targets
+
+
+def _check_unicode(text: str, name: str) -> None:
+    if not is_unicode(text):
+        raise InputError(f"{name} is {text!a}: must be Unicode text")
 
 
 def _token_ids(tokenizer: Any, captions: list[str]) -> Int32[np.ndarray, "captions length"]:

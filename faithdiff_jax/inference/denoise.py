@@ -4,119 +4,27 @@
     contexts --> text keys and values                         > every step: tiles -> UNet -> guidance -> blend
     timesteps, pooled text, time ids --> embeddings          /
 
-`plan_sampling` says what is static, `SamplingInputs` holds the arrays; `denoise` prepares, predicts and samples.
+`SamplingPlan` says what is static, `SamplingInputs` holds the arrays (see `inputs`); `denoise` prepares, predicts and
+samples.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from faithdiff_jax.diffusion import samplers, schedule
-from faithdiff_jax.errors import InputError
-from faithdiff_jax.inference.grid import Corners, latent_grid
-from faithdiff_jax.inference.options import RestoreOptions
+from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan, Text
 from faithdiff_jax.inference.tiling import blend_tiles, gather_tiles, gaussian_weights
 from faithdiff_jax.models.attribution import Maps, Words
-from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.faithdiff import Denoiser
 
 Constrain = Callable[[jax.Array], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingPlan:
-    """What is fixed when the program is compiled."""
-
-    sampler: samplers.Sampler
-    corners: Corners
-    """(top, left) of every tile, in latent pixels."""
-    tile: tuple[int, int]
-    """Height and width of every tile, in latent pixels."""
-    tile_batch: int
-    """Tiles that go through the UNet together."""
-
-
-def plan_sampling(options: RestoreOptions, schedule: schedule.ScheduleConfig, height: int, width: int) -> SamplingPlan:
-    """The plan for latents of height x width. Raises InputError for more tiles than are worked on."""
-    options.check_tiles(height, width)
-    corners = latent_grid(height, width, options.tile, options.overlap)
-    return SamplingPlan(
-        sampler=samplers.SAMPLERS[options.sampler](schedule, options.steps),
-        corners=corners,
-        tile=(min(options.tile, height), min(options.tile, width)),
-        tile_batch=min(options.tile_batch, len(corners)),
-    )
-
-
-def noise_shapes(options: RestoreOptions, config: FaithDiffConfig, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all noise for a padded picture of height x width pixels, by what it is for."""
-    factor = config.vae.factor
-    shape = (1, size[0] // factor, size[1] // factor, config.vae.latent_channels)
-    shapes: dict[str, tuple[int, ...]] = {"start": shape, "encode": shape}
-    if samplers.SAMPLERS[options.sampler](config.schedule, options.steps).needs_step_noise:
-        shapes["steps"] = (options.steps, *shape)
-    return shapes
-
-
-def check_noise(noise: Mapping[str, Any], options: RestoreOptions, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare noise that is given with `noise_shapes`; "encode" is for the "lr" start alone.
-
-    Raises:
-        InputError: some is missing or of another shape.
-    """
-    faults = []
-    for name, shape in shapes.items():
-        found = np.shape(noise[name]) if name in noise else None
-        if found != shape and (name != "encode" or options.start == "lr"):
-            faults.append(f"noise[{name!r}] is {'missing' if found is None else found}: must be {shape}")
-    if faults:
-        raise InputError(f"{'; '.join(faults)}, standard normal")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Text:
-    """One side of the guidance, a pytree: a context (B, M, D) and its pooled form (B, P), or None for SD 2.1."""
-
-    context: Any
-    pooled: Any = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingInputs:
-    """The arrays that the program takes, a pytree; None where there is none of a kind.
-
-    Attributes:
-        features: (B, H, W, F) LQ features.
-        text: the caption's.
-        negative: the negative caption's, or None for no guidance.
-        noise: (B, H, W, c), standard normal.
-        start: (B, H, W, c), scaled latent of the LQ image, or None to start from pure noise.
-        step_noise: (steps, B, H, W, c), standard normal, for samplers that need it.
-        time_ids: (tiles, 6), image size, tile position and target size.
-        guidance: scalar weight.
-        rescale: scalar phi, or None.
-    """
-
-    features: Any
-    text: Text
-    negative: Text | None = None
-    noise: Any
-    start: Any = None
-    step_noise: Any = None
-    time_ids: Any
-    guidance: Any
-    rescale: Any = None
-
-
-jax.tree_util.register_dataclass(Text)
-jax.tree_util.register_dataclass(SamplingInputs)
 
 
 def denoise(

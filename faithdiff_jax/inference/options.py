@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from faithdiff_jax.diffusion.names import SAMPLERS
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.captions import is_unicode
 from faithdiff_jax.files.images import MAX_TARGET_PIXELS
 from faithdiff_jax.inference.grid import count_tiles
 
@@ -62,7 +63,7 @@ class About:
     def accepted(self, value: Any) -> Any:
         """The value as a plain int, float or str; ValueError for another type or one out of range."""
         if self.kind is str:
-            if not isinstance(value, str) or (self.among and value not in self.among) or not _is_unicode(value):
+            if not isinstance(value, str) or (self.among and value not in self.among) or not is_unicode(value):
                 raise ValueError
             return str(value)
         if isinstance(value, bool) or not isinstance(value, Integral if self.kind is int else Real):
@@ -195,16 +196,11 @@ def _refuse(faults: list[str]) -> None:
         raise InputError("; ".join(faults))
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether it is whole characters: a command line of other bytes holds halves, which no tokenizer takes."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
 def _shown(value: Any) -> str:
     """A value as a message names it: on one line, and short."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # such as an integer of more digits than Python writes out
         text = f"a {type(value).__name__}"
-    text = text.encode("unicode_escape").decode() if not _is_unicode(text) else text
+    text = text.encode("unicode_escape").decode() if not is_unicode(text) else text
     return text if len(text) <= 60 else f"{text[:57]}..."

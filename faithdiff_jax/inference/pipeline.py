@@ -10,33 +10,31 @@ Each step is a jitted pure function of (parameters, arrays); modules are merged 
 import functools
 import os
 import pathlib
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Num, UInt8
+from jaxtyping import Array, Float, Float32, Num, UInt8
 
-from faithdiff_jax.config import from_dict
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images as images_
 from faithdiff_jax.files.tokenizers import Tokenizers
-from faithdiff_jax.inference.denoise import SamplingInputs, Text, check_noise, noise_shapes, plan_sampling
+from faithdiff_jax.inference import inputs as inputs_
+from faithdiff_jax.inference.attribution import enlarged, word_weights
+from faithdiff_jax.inference.inputs import SamplingInputs, Text
+from faithdiff_jax.inference.loading import default_options, load_parameters, model_files
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.inference.progress import long_task
-from faithdiff_jax.inference.tiling import fade_tiles
+from faithdiff_jax.inference.tiling import fade_tiles, vae_tiles
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.models.parts import Params, numbered, part_names, part_shapes
-from faithdiff_jax.sharding import batch_sharding, parameter_sharding
+from faithdiff_jax.models.parts import Params, numbered
+from faithdiff_jax.sharding import batch_sharding
 from faithdiff_jax.weights.hub import local_folder
 from faithdiff_jax.weights.model_directory import ModelDirectory
-from faithdiff_jax.weights.stored_files import CONFIG
-
-MODEL_FILE = re.compile(r"config\.yaml|\w+\.safetensors|tokenizer(_\d+)?/[^/]+")
 
 AnyArray = Array | np.ndarray
 Images = Float[AnyArray, "b H W rgb"]
@@ -92,19 +90,12 @@ class FaithDiff:
             InputError: not a model directory, or one whose parameters do not fit its configuration.
         """
         stored = path if isinstance(path, ModelDirectory) else ModelDirectory.open(pathlib.Path(path))
-        config = stored.config
         defaults = default_options(stored)
         dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
-        params = {}
         with long_task(f"reading the model {stored.path}"):
-            for part in part_names(config):
-                sharding = None
-                if mesh is not None:
-                    shapes = part_shapes(config, part)
-                    sharding = {name: parameter_sharding(mesh, shape) for name, shape in shapes.items()}
-                params[part] = stored.load(part, dtype=dtype, sharding=sharding)
+            params = load_parameters(stored, dtype, mesh)
             tokenizers = Tokenizers.load(stored.tokenizers)
-        return cls(config, params, tokenizers, defaults=defaults, dtype=dtype, mesh=mesh)
+        return cls(stored.config, params, tokenizers, defaults=defaults, dtype=dtype, mesh=mesh)
 
     @classmethod
     def from_pretrained(
@@ -115,7 +106,14 @@ class FaithDiff:
         Raises:
             InputError: neither a folder nor a repository that can be reached, or what `load` refuses.
         """
-        return cls.load(local_folder(os.fspath(name), _model_files), dtype=dtype, mesh=mesh)
+        return cls.load(local_folder(os.fspath(name), model_files), dtype=dtype, mesh=mesh)
+
+    @property
+    def tokenizers(self) -> Tokenizers:
+        """One for each text encoder; InputError if the model was made without."""
+        if self._tokenizers is None:
+            raise InputError("this model has no tokenizers: load it from a model directory, or pass them in")
+        return self._tokenizers
 
     def encode_lq(self, images: Images, *, vae_tile: int | None = None) -> Float[AnyArray, "b h w f"]:
         """LQ features: (B, H, W, 3) in [-1, 1], sides multiples of 8 -> (B, H/8, W/8, 512).
@@ -141,10 +139,8 @@ class FaithDiff:
         Raises:
             InputError: the model was made without tokenizers.
         """
-        if self._tokenizers is None:
-            raise InputError("this model has no tokenizers: load it from a model directory, or pass them in")
         names = numbered("text_encoder", len(self.config.text_encoders))
-        return self.programs.encode_text([self.params[name] for name in names], self._tokenizers(list(captions)))
+        return self.programs.encode_text([self.params[name] for name in names], self.tokenizers(list(captions)))
 
     def predict_noise(
         self,
@@ -192,9 +188,8 @@ class FaithDiff:
             negative_context: (B, N, 2048); not needed, and not used, at guidance 1 or less.
             negative_pooled: (B, 1280).
             noise: (B, h, w, 4), standard normal.
-            options: the model's defaults if None; `steps`, `guidance`, `guidance_rescale`, `sampler`, `tile`,
-                `overlap` and `tile_batch` are read.
-            keywords: single options to replace, such as `steps=10`; and
+            options: the model's defaults if None; `inputs.SAMPLING` names those that are read.
+            keywords: single ones of these to replace, such as `steps=10`; and
                 `start`: (B, h, w, 4), scaled latent of the LQ image (`encode`) to start from, None for pure noise;
                 `image_size`: (H, W) in pixels of the whole padded picture, 8 times the latents' by default;
                 `step_noise`: (steps, B, h, w, 4), standard normal, for "ddpm".
@@ -203,34 +198,19 @@ class FaithDiff:
             (B, h, w, 4), float32, scaled.
 
         Raises:
-            InputError: a value outside its range, or an array that is missing.
+            InputError: a value outside its range, an option of another step, or an array that is missing.
         """
         start, image_size, step_noise = (keywords.pop(name, None) for name in ("start", "image_size", "step_noise"))
-        options = (options or self.defaults).replace(**keywords)
-        options.check_against(self.config)
-        _, height, width, _ = noise.shape
-        plan = plan_sampling(options, self.config.schedule, height, width)
-        if not plan.sampler.needs_step_noise:
-            step_noise = None
-        elif step_noise is None:
-            raise InputError(
-                f"step_noise is None: sampler {options.sampler!r} needs (steps, B, h, w, c) standard normal noise"
-            )
-        factor = self.config.vae.factor
-        size = image_size or (height * factor, width * factor)
-        target = options.tile * factor
+        options = inputs_.sampling_options(options or self.defaults, keywords)
         inputs = SamplingInputs(
             features=features,
-            text=_text(context, pooled),
-            negative=self._negative(options.guidance, pooled, negative_context, negative_pooled),
+            text=Text.of(context, pooled),
+            negative=None if negative_context is None else Text.of(negative_context, negative_pooled),
             noise=noise,
             start=start,
             step_noise=step_noise,
-            time_ids=np.array([(*size, *corner, target, target) for corner in plan.corners], np.float32),
-            guidance=np.float32(options.guidance),
-            rescale=np.float32(options.guidance_rescale) if options.guidance_rescale > 0 else None,
         )
-        return self.programs.sample(self._denoiser_params, plan, inputs)
+        return self._sample(inputs, options, image_size, None)[0]
 
     def restore(
         self,
@@ -260,90 +240,103 @@ class FaithDiff:
                 noise that is missing or of another shape.
         """
         options = (options or self.defaults).replace(**replacements)
+        return self._restore(image, caption, options, noise, None)[0]
+
+    def attribute(
+        self,
+        image: UInt8[np.ndarray, "h w 3"],
+        caption: str,
+        words: Sequence[str],
+        options: RestoreOptions | None = None,
+        *,
+        noise: Mapping[str, AnyArray] | None = None,
+        **replacements: Any,
+    ) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Float32[np.ndarray, "H W"]]]:
+        """`restore`, and where words of the caption took effect: DAAM (Tang et al. 2023), see `models.attribution`.
+
+        Args:
+            image: as for `restore`, like everything but the words.
+            words: of the caption; each may be several in a row ("red bus"). Case does not count, and of a word that is
+                there more than once all occurrences do.
+            caption, options, noise, replacements: see `restore`.
+
+        Returns:
+            The picture that `restore` gives; and word -> (H, W) float32, for each pixel the part of its attention that
+            went to the word's tokens on average, 0 to 1: the mean over tokens, heads, layers and steps.
+
+        Raises:
+            InputError: as for `restore`; or no words, or one that the caption does not have.
+        """
+        weights = word_weights(self.tokenizers, caption, words)
+        options = (options or self.defaults).replace(**replacements)
+        restored, maps = self._restore(image, caption, options, noise, weights)
+        large = enlarged(np.asarray(maps)[0], self.config.vae.factor, *restored.shape[:2])
+        return restored, dict(zip(words, large, strict=True))
+
+    def _restore(
+        self,
+        image: np.ndarray,
+        caption: str,
+        options: RestoreOptions,
+        noise: Mapping[str, AnyArray] | None,
+        words: Float[AnyArray, "1 m words"] | None,
+    ) -> tuple[np.ndarray, Array | None]:
+        """The restored picture; and maps (1, h, w, W) of the words at the latents' resolution, None without words."""
         options.check_against(self.config)
         size = options.padded_size(self.config, *image.shape[:2])
         upscaled = images_.upscale(image, options.scale)
-        height, width = upscaled.shape[:2]
-        padding = [(0, whole - side) for whole, side in zip(size, (height, width), strict=True)]
-        padded = images_.to_float(np.pad(upscaled, [*padding, (0, 0)], mode="edge"))[None]
-        shapes = noise_shapes(options, self.config, size)
+        padded = images_.to_float(images_.pad_to_multiple(upscaled, options.multiple or self.config.vae.factor))[None]
+        shapes = inputs_.noise_shapes(options, self.config, size)
         if noise is None:
-            noise = self._draw(shapes, options.seed)
-        check_noise(noise, options, shapes)
+            noise = inputs_.drawn_noise(shapes, options.seed, self.programs.normal)
+        inputs_.check_noise(noise, options, shapes)
 
         context, pooled = self.encode_text([caption, options.negative_caption])
-        start = None
-        if options.start == "lr":
-            start = self.encode(padded, noise["encode"], vae_tile=options.vae_tile)
-        latents = self.sample(
-            self.encode_lq(padded, vae_tile=options.vae_tile),
-            context[:1],
-            pooled[:1],
-            context[1:],
-            pooled[1:],
-            noise["start"],
-            options,
-            image_size=size,
-            start=start,
+        from_lq = options.start == "lr"
+        inputs = SamplingInputs(
+            features=self.encode_lq(padded, vae_tile=options.vae_tile),
+            text=Text.of(context[:1], pooled[:1]),
+            negative=Text.of(context[1:], pooled[1:]),
+            noise=noise["start"],
+            start=self.encode(padded, noise["encode"], vae_tile=options.vae_tile) if from_lq else None,
             step_noise=noise.get("steps"),
         )
+        latents, maps = self._sample(inputs, options, size, words)
         decoded = np.asarray(self.decode(latents, vae_tile=options.vae_tile))[0]
-        restored = images_.to_uint8(images_.crop(decoded, height, width))
+        restored = images_.to_uint8(images_.crop(decoded, *upscaled.shape[:2]))
         # As published, colours are fixed on the picture at eight bits, against the upscaled input.
         ours, theirs = (images_.to_float(picture)[None] for picture in (restored, upscaled))
         fixed = self.programs.fix_color(ours, theirs, options.color_fix, options.wavelet_levels)
-        return images_.to_uint8(np.asarray(fixed)[0])
+        return images_.to_uint8(np.asarray(fixed)[0]), maps
+
+    def _sample(
+        self,
+        inputs: SamplingInputs,
+        options: RestoreOptions,
+        image_size: tuple[int, int] | None,
+        words: Float[AnyArray, "b m words"] | None,
+    ) -> tuple[Float[Array, "b h w c"], Array | None]:
+        """`sample`, and the maps (B, h, w, W) of words (B, M, W), or None."""
+        options.check_against(self.config)
+        plan, inputs = inputs_.plan_and_complete(inputs, options, self.config, image_size)
+        if words is None:
+            return self.programs.sample(self._denoiser_params, plan, inputs), None
+        return self.programs.attribute(self._denoiser_params, plan, inputs, words)
 
     @property
     def _denoiser_params(self) -> Params:
         return {"unet": self.params["unet"], "alignment": self.params["alignment"]}
 
-    def _negative(self, guidance: float, pooled: Any, negative_context: Any, negative_pooled: Any) -> Text | None:
-        """The other side of the guidance, None where there is no guidance; InputError for what is missing."""
-        if guidance > 1 and negative_context is None:
-            raise InputError(f"guidance is {guidance}: above 1 it needs negative_context and negative_pooled")
-        if self.config.unet.pooled_dim is not None and (pooled is None or (guidance > 1 and negative_pooled is None)):
-            raise InputError("pooled or negative_pooled is None: this model's added embedding needs pooled texts")
-        return _text(negative_context, negative_pooled) if guidance > 1 else None
-
-    def _draw(self, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, jax.Array]:
-        key = jax.random.key(seed)
-        return {name: self.programs.normal(jax.random.fold_in(key, i), shapes[name]) for i, name in enumerate(shapes)}
-
     def _in_tiles(
         self, apply: Callable[[AnyArray], AnyArray], array: AnyArray, vae_tile: int | None, *, encode: bool = True
     ) -> AnyArray:
         """Run an encoder or the decoder, over cross-faded tiles on the host if the array is larger than one tile."""
-        factor, vae_tile = self.config.vae.factor, vae_tile or self.defaults.vae_tile
-        if vae_tile % (4 * factor):
-            raise InputError(f"vae_tile is {vae_tile}: must be a multiple of {4 * factor} for this model")
-        tile, out_tile = (vae_tile, vae_tile // factor) if encode else (vae_tile // factor, vae_tile)
-        sides = array.shape[1:3]
-        if encode and any(side % factor for side in sides):
-            raise InputError(f"images are {sides[0]}x{sides[1]}: both sides must be multiples of {factor}")
-        if max(sides) <= tile:
+        tile, out_tile = vae_tiles(array.shape[1:3], vae_tile or self.defaults.vae_tile, self.config.vae.factor, encode)
+        if max(array.shape[1:3]) <= tile:
             if self.mesh is not None:
                 array = jax.device_put(array, batch_sharding(self.mesh, array.shape[0]))
             return apply(array)
         return fade_tiles(lambda part: np.asarray(apply(part)), np.asarray(array), tile=tile, out_tile=out_tile)
-
-
-def default_options(stored: ModelDirectory) -> RestoreOptions:
-    """A model directory's own default options: the published ones, with what `restore:` in its config.yaml says.
-
-    Raises:
-        InputError: an unknown option, or a value outside its range.
-    """
-    return from_dict(RestoreOptions, stored.defaults, f"{stored.path / CONFIG}: restore")
-
-
-def _model_files(names: Collection[str]) -> list[str]:
-    """What of a repository is fetched: the files of a model directory."""
-    return [name for name in names if MODEL_FILE.fullmatch(name)]
-
-
-def _text(context: AnyArray, pooled: AnyArray | None) -> Text:
-    return Text(context=jnp.asarray(context), pooled=None if pooled is None else jnp.asarray(pooled))
 
 
 @functools.lru_cache(maxsize=8)

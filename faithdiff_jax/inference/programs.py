@@ -16,7 +16,8 @@ from jaxtyping import Array
 
 from faithdiff_jax.diffusion import schedule
 from faithdiff_jax.inference.color import fix_color
-from faithdiff_jax.inference.denoise import SamplingInputs, SamplingPlan, denoise
+from faithdiff_jax.inference.denoise import denoise, denoise_and_attribute
+from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan
 from faithdiff_jax.inference.progress import long_task
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Networks, Params
@@ -118,6 +119,7 @@ class Programs:
         encode_text: ([text encoders], [token ids]) -> context, pooled.
         predict_noise: ({unet, alignment}, latents, timesteps, features, context, pooled, time_ids) -> noise.
         sample: ({unet, alignment}, plan, inputs) -> latents; see `denoise`.
+        attribute: ({unet, alignment}, plan, inputs, words) -> latents, maps; see `denoise_and_attribute`.
         normal: (key, shape) -> standard normal noise.
         fix_color: (images, references, method, levels) -> images.
     """
@@ -150,13 +152,16 @@ class Programs:
         def sample(params: Params, plan: SamplingPlan, inputs: SamplingInputs) -> Array:
             return denoise(networks.denoiser(params), plan, inputs, constrain)
 
+        def attribute(params: Params, plan: SamplingPlan, inputs: SamplingInputs, words: Array) -> tuple[Array, Any]:
+            return denoise_and_attribute(networks.denoiser(params), plan, inputs, words, constrain)
+
         def normal(key: Array, shape: tuple[int, ...]) -> Array:
             return jax.random.normal(key, shape)
 
         def of_images(what: str) -> Callable[..., str]:
             return lambda _, images: f"the {what} for {_pixels(images.shape, 1)}"
 
-        def of_sampling(_: Params, plan: SamplingPlan, inputs: SamplingInputs) -> str:
+        def of_sampling(_: Params, plan: SamplingPlan, inputs: SamplingInputs, *words: Array) -> str:
             return f"the denoiser for {_pixels(inputs.noise.shape, factor)}, {plan.sampler.steps} steps"
 
         self.encode_lq = Program(encode_lq, kept=TILE_SIZES_KEPT, describe=of_images("LQ encoder"))
@@ -168,6 +173,7 @@ class Programs:
         self.encode_text = Program(encode_text)
         self.predict_noise = Program(predict_noise)
         self.sample = Program(sample, static=(1,), describe=of_sampling)
+        self.attribute = Program(attribute, static=(1,), describe=of_sampling)
         self.normal = Program(normal, kept=2 * SIZES_KEPT, static=(1,))  # two shapes a picture with "ddpm"
         self.fix_color = Program(fix_color, static=(2, 3))
 

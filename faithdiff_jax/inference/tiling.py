@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
+from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.grid import Corners
 
 
@@ -79,6 +80,27 @@ def blend_tiles(
     zeros = jnp.zeros((batch, height, width, channels), jnp.float32), jnp.zeros((1, height, width, 1), jnp.float32)
     (total, weight), _ = jax.lax.scan(step, zeros, (jnp.asarray(corners, jnp.int32), tiles))
     return (total / weight).astype(tiles.dtype)
+
+
+def vae_tiles(size: tuple[int, ...], vae_tile: int, factor: int, encode: bool) -> tuple[int, int]:
+    """Side of a tile that the encoder or the decoder takes, and of what it makes of it: image pixels, latent pixels.
+
+    Args:
+        size: height and width of what goes in.
+        vae_tile: side in image pixels.
+        factor: image pixels per latent pixel.
+        encode: whether it is the encoder that runs.
+
+    Raises:
+        InputError: a tile whose overlaps are no whole latent pixels, or an image whose sides are not.
+    """
+    if vae_tile % (4 * factor):
+        raise InputError(f"vae_tile is {vae_tile}: must be a multiple of {4 * factor} for this model")
+    if not encode:
+        return vae_tile // factor, vae_tile
+    if any(side % factor for side in size):
+        raise InputError(f"images are {size[0]}x{size[1]}: both sides must be multiples of {factor}")
+    return vae_tile, vae_tile // factor
 
 
 def fade_tiles(

@@ -1,0 +1,180 @@
+"""What the denoising program takes: the plan, which is static, and the arrays; and what noise a picture needs.
+
+options, size of the latents --> SamplingPlan: sampler, tiles
+arrays that a caller has, options --> SamplingInputs, complete and checked
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from faithdiff_jax.diffusion import samplers, schedule
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.inference.grid import Corners, latent_grid
+from faithdiff_jax.inference.options import RestoreOptions
+from faithdiff_jax.models.config import FaithDiffConfig
+
+Normal = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+
+SAMPLING = ("steps", "guidance", "guidance_rescale", "sampler", "tile", "overlap", "tile_batch")
+"""The options that sampling reads; the others are for what comes before and after."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingPlan:
+    """What is fixed when the program is compiled."""
+
+    sampler: samplers.Sampler
+    corners: Corners
+    """(top, left) of every tile, in latent pixels."""
+    tile: tuple[int, int]
+    """Height and width of every tile, in latent pixels."""
+    tile_batch: int
+    """Tiles that go through the UNet together."""
+
+
+def plan_sampling(options: RestoreOptions, schedule: schedule.ScheduleConfig, height: int, width: int) -> SamplingPlan:
+    """The plan for latents of height x width. Raises InputError for more tiles than are worked on."""
+    options.check_tiles(height, width)
+    corners = latent_grid(height, width, options.tile, options.overlap)
+    return SamplingPlan(
+        sampler=samplers.SAMPLERS[options.sampler](schedule, options.steps),
+        corners=corners,
+        tile=(min(options.tile, height), min(options.tile, width)),
+        tile_batch=min(options.tile_batch, len(corners)),
+    )
+
+
+def noise_shapes(options: RestoreOptions, config: FaithDiffConfig, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all noise for a padded picture of height x width pixels, by what it is for."""
+    factor = config.vae.factor
+    shape = (1, size[0] // factor, size[1] // factor, config.vae.latent_channels)
+    shapes: dict[str, tuple[int, ...]] = {"start": shape, "encode": shape}
+    if samplers.SAMPLERS[options.sampler](config.schedule, options.steps).needs_step_noise:
+        shapes["steps"] = (options.steps, *shape)
+    return shapes
+
+
+def drawn_noise(shapes: Mapping[str, tuple[int, ...]], seed: int, normal: Normal) -> dict[str, jax.Array]:
+    """The noise of `noise_shapes` from a seed, each from a key of its own; `normal(key, shape)` draws it."""
+    key = jax.random.key(seed)
+    return {name: normal(jax.random.fold_in(key, i), shape) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def check_noise(noise: Mapping[str, Any], options: RestoreOptions, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare noise that is given with `noise_shapes`; "encode" is for the "lr" start alone.
+
+    Raises:
+        InputError: some is missing or of another shape.
+    """
+    faults = []
+    for name, shape in shapes.items():
+        found = np.shape(noise[name]) if name in noise else None
+        if found != shape and (name != "encode" or options.start == "lr"):
+            faults.append(f"noise[{name!r}] is {'missing' if found is None else found}: must be {shape}")
+    if faults:
+        raise InputError(f"{'; '.join(faults)}, standard normal")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """One side of the guidance, a pytree: a context (B, M, D) and its pooled form (B, P), or None for SD 2.1."""
+
+    context: Any
+    pooled: Any = None
+
+    @classmethod
+    def of(cls, context: ArrayLike, pooled: ArrayLike | None) -> "Text":
+        """From arrays of any kind."""
+        return cls(context=jnp.asarray(context), pooled=None if pooled is None else jnp.asarray(pooled))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingInputs:
+    """The arrays that the program takes, a pytree; None where there is none of a kind.
+
+    Attributes:
+        features: (B, H, W, F) LQ features.
+        text: the caption's.
+        negative: the negative caption's, or None for no guidance.
+        noise: (B, H, W, c), standard normal.
+        start: (B, H, W, c), scaled latent of the LQ image, or None to start from pure noise.
+        step_noise: (steps, B, H, W, c), standard normal, for samplers that need it.
+        time_ids: (tiles, 6), image size, tile position and target size; like `guidance`, from `plan_and_complete`.
+        guidance: scalar weight.
+        rescale: scalar phi, or None.
+    """
+
+    features: Any
+    text: Text
+    negative: Text | None = None
+    noise: Any
+    start: Any = None
+    step_noise: Any = None
+    time_ids: Any = None
+    guidance: Any = None
+    rescale: Any = None
+
+
+jax.tree_util.register_dataclass(Text)
+jax.tree_util.register_dataclass(SamplingInputs)
+
+
+def sampling_options(options: RestoreOptions, changes: Mapping[str, Any]) -> RestoreOptions:
+    """A copy with some of the options in `SAMPLING` changed.
+
+    Raises:
+        InputError: an option that there is not or that sampling does not read, or a value that is refused.
+    """
+    changed = options.replace(**changes)
+    unread = [name for name in changes if name not in SAMPLING]
+    if unread:
+        raise InputError(f"{', '.join(unread)}: not used by sample, which takes {', '.join(SAMPLING)}")
+    return changed
+
+
+def plan_and_complete(
+    inputs: SamplingInputs,
+    options: RestoreOptions,
+    config: FaithDiffConfig,
+    image_size: tuple[int, int] | None = None,
+) -> tuple[SamplingPlan, SamplingInputs]:
+    """The plan for these arrays; and the arrays with what options say put in, and without what they make superfluous.
+
+    Args:
+        inputs: what a caller has: features, texts, noise, and a start and step noise if need be.
+        options: `sampler`, `steps`, `guidance`, `guidance_rescale`, `tile`, `overlap` and `tile_batch` are read.
+        config: the model's.
+        image_size: (H, W) in pixels of the whole padded picture; by default, that of the latents.
+
+    Raises:
+        InputError: an array that these options or this model need is missing, or there are too many tiles.
+    """
+    _, height, width, _ = inputs.noise.shape
+    factor = config.vae.factor
+    plan = plan_sampling(options, config.schedule, height, width)
+    step_noise = inputs.step_noise if plan.sampler.needs_step_noise else None
+    if plan.sampler.needs_step_noise and step_noise is None:
+        raise InputError(
+            f"step_noise is None: sampler {options.sampler!r} needs (steps, B, h, w, c) standard normal noise"
+        )
+    negative = inputs.negative if options.guidance > 1 else None
+    if options.guidance > 1 and negative is None:
+        raise InputError(f"guidance is {options.guidance}: above 1 it needs negative_context and negative_pooled")
+    sides = [side for side in (inputs.text, negative) if side is not None]
+    if config.unet.pooled_dim is not None and any(side.pooled is None for side in sides):
+        raise InputError("pooled or negative_pooled is None: this model's added embedding needs pooled texts")
+    size, target = image_size or (height * factor, width * factor), options.tile * factor
+    return plan, dataclasses.replace(
+        inputs,
+        negative=negative,
+        step_noise=step_noise,
+        time_ids=np.array([(*size, *corner, target, target) for corner in plan.corners], np.float32),
+        guidance=np.float32(options.guidance),
+        rescale=np.float32(options.guidance_rescale) if options.guidance_rescale > 0 else None,
+    )
