@@ -13,7 +13,7 @@ from port import normal
 from published import unet_sd21, unet_sdxl
 from test_parity_models import SD21, SDXL
 from test_parity_sampling import CONFIG, Pair
-from test_pipeline import noises, photograph
+from test_pipeline import levels_apart, noises, photograph
 from torch_attribution import blended, enlarged, recorded
 from torch_pipeline import denoise, grid
 
@@ -166,7 +166,9 @@ def test_maps_of_a_restoration(rng):
     model, image = loaded(), photograph(43, 51)
     options = {"scale": 2, "steps": 2, "tile": 8, "noise": noises(rng, 11, 13)}
     restored, maps = model.attribute(image, "the cat", ["cat", "The", "cat"], **options)
-    np.testing.assert_array_equal(restored, model.restore(image, "the cat", **options))
+    largest, share = levels_apart(restored, model.restore(image, "the cat", **options))
+    assert largest <= 1  # another program rounds otherwise
+    assert share < 0.001
     assert list(maps) == ["cat", "The"]
     for each in maps.values():
         assert (each.shape, each.dtype) == ((86, 102), np.float32)

@@ -58,8 +58,8 @@ def denoise_and_attribute(
         constrain: see `denoise`.
 
     Returns:
-        The latent (B, H, W, c), the same as without maps; and (B, H, W, W'), for each word the part of a pixel's
-        attention that went to it, 0 to 1 but for what interpolation adds: the mean over heads, layers and steps.
+        The latent (B, H, W, c), as without maps but for rounding; and (B, H, W, W'), for each word what part of a
+        pixel's attention went to it, 0 to 1 but for what interpolation adds: the mean over heads, layers and steps.
         Tiles are blended as those of the latents are, at every step.
     """
     sampler = plan.sampler

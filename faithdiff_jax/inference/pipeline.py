@@ -261,8 +261,8 @@ class FaithDiff:
             caption, options, noise, replacements: see `restore`.
 
         Returns:
-            The picture that `restore` gives; and word -> (H, W) float32, for each pixel the part of its attention that
-            went to the word's tokens on average, 0 to 1: the mean over tokens, heads, layers and steps.
+            The picture that `restore` gives, but for rounding (it is another program); and word -> (H, W) float32, what
+            part of a pixel's attention went to each token of the word, 0 to 1: the mean over heads, layers and steps.
 
         Raises:
             InputError: as for `restore`; or no words, or one that the caption does not have.

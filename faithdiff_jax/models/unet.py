@@ -236,7 +236,7 @@ class UNet(nnx.Module):
 
         Returns:
             (B, h, w, out_channels), the predicted noise; and (n, h, w, W), the mean over all heads of the transformers
-            on the way down and up, or None. The noise, and the program that computes it, are those of `from_hidden`.
+            on the way down and up, or None: then the program is that of `from_hidden`.
         """
         texts = iter(text)
         embedding = embedding.astype(hidden.dtype)
