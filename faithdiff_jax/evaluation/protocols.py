@@ -41,9 +41,19 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "paper": Protocol(name="paper", metrics=("psnr", "ssim", "lpips", "dists", "niqe")),
-    "ycbcr": Protocol(name="ycbcr", metrics=("psnr", "ssim", "lpips", "dists", "niqe"), psnr="ycbcr", ssim="ycbcr"),
-}
+    "paper": Protocol(
+        name="paper",
+        metrics=(
+            "psnr", "ssim", "lpips", "dists", "niqe", "musiq", "maniqa-pipal", "clipiqa+_vitL14_512", "paq2piq", "fid",
+        ),
+    ),
+    "ycbcr": Protocol(
+        name="ycbcr",
+        metrics=("psnr", "ssim", "lpips", "dists", "niqe", "musiq", "maniqa-pipal", "clipiqa", "fid"),
+        psnr="ycbcr",
+        ssim="ycbcr",
+    ),
+}  # fmt: skip
 """`paper`: the published FaithDiff script. `ycbcr`: OSEDiff, TSD-SR, SeeSR and others."""
 
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from faithdiff_jax.evaluation.metrics.edges import gmsd, sharpness_ratio
     from faithdiff_jax.evaluation.metrics.fidelity import psnr, ssim
-    from faithdiff_jax.evaluation.metrics.metric import Metric, make_metric
+    from faithdiff_jax.evaluation.metrics.metric import Metric, make_folder_metric, make_metric
     from faithdiff_jax.evaluation.metrics.names import METRICS, SMALLEST_SIDE, MetricInfo, Unavailable
 
 __all__ = [
-    "METRICS", "SMALLEST_SIDE", "Metric", "MetricInfo", "Unavailable", "gmsd", "make_metric", "psnr", "sharpness_ratio",
-    "ssim",
+    "METRICS", "SMALLEST_SIDE", "Metric", "MetricInfo", "Unavailable", "gmsd", "make_folder_metric", "make_metric",
+    "psnr", "sharpness_ratio", "ssim",
 ]  # fmt: skip
 
 _MODULES = {
     "gmsd": "edges", "sharpness_ratio": "edges", "psnr": "fidelity", "ssim": "fidelity",
-    "Metric": "metric", "make_metric": "metric",
+    "Metric": "metric", "make_folder_metric": "metric", "make_metric": "metric",
     "METRICS": "names", "MetricInfo": "names", "SMALLEST_SIDE": "names", "Unavailable": "names",
 }  # fmt: skip
 

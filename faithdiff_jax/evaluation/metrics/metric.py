@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import pathlib
 from collections.abc import Callable, Sequence
 
 from faithdiff_jax.errors import InputError
@@ -79,7 +80,25 @@ def make_metric(name: str, protocol: Protocol | str = "paper") -> Metric:
         raise InputError(f"{name} compares folders: it has no figure for a single picture")
     if isinstance(protocol, str):
         protocol = find_protocol(protocol)
+    if info.backend == "pyiqa":
+        from faithdiff_jax.evaluation.metrics.pyiqa_backend import picture_metric
+
+        return Metric(name, info, protocol, picture_metric(name))
     return Metric(name, info, protocol, _MAKERS[name](protocol))
+
+
+def make_folder_metric(name: str) -> Callable[[pathlib.Path, pathlib.Path], float]:
+    """Prepare a metric that compares folders: a function of the restored pictures' folder and the originals'.
+
+    Raises:
+        InputError: there is no such metric, or it compares pictures.
+        Unavailable: weights or a package are missing.
+    """
+    if not metric_info(name).over_folders:
+        raise InputError(f"{name} compares pictures, not folders")
+    from faithdiff_jax.evaluation.metrics.pyiqa_backend import folder_metric
+
+    return folder_metric(name)
 
 
 def _psnr(protocol: Protocol) -> Measure:

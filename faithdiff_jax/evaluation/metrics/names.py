@@ -35,6 +35,20 @@ class MetricInfo:
     """Compares two folders of pictures instead of two pictures: see `metric.make_folder_metric`."""
 
 
+def _of_pyiqa(title: str, digits: int, note: str = "") -> MetricInfo:
+    """A metric without reference that pyiqa computes."""
+    note = f"{note}; {NONCOMMERCIAL}" if note else NONCOMMERCIAL
+    return MetricInfo(
+        title=title,
+        digits=digits,
+        better="higher",
+        needs_reference=False,
+        smallest_side=32,
+        backend="pyiqa",
+        note=note,
+    )
+
+
 METRICS = {
     "psnr": MetricInfo(title="PSNR", digits=2, better="higher", needs_reference=True),
     "ssim": MetricInfo(title="SSIM", digits=4, better="higher", needs_reference=True, smallest_side=SMALLEST_SIDE),
@@ -43,14 +57,28 @@ METRICS = {
         note="on the protocol's network",
     ),
     "lpips-vgg": MetricInfo(
-        title="LPIPS (VGG)", digits=4, better="lower", needs_reference=True, smallest_side=16, backend="jax"
+        title="LPIPS (VGG)", digits=4, better="lower", needs_reference=True, smallest_side=16, backend="jax",
+        note="on VGG16 under every protocol",
     ),
     "dists": MetricInfo(title="DISTS", digits=4, better="lower", needs_reference=True, smallest_side=16, backend="jax"),
-    "niqe": MetricInfo(title="NIQE", digits=4, better="lower", needs_reference=False, smallest_side=96),
     "gmsd": MetricInfo(title="GMSD", digits=4, better="lower", needs_reference=True, smallest_side=SMALLEST_SIDE),
     "sharpness": MetricInfo(
         title="sharpness", digits=2, better="one", needs_reference=True, smallest_side=SMALLEST_SIDE,
         note="mean gradient over the reference's",
+    ),
+    "niqe": MetricInfo(
+        title="NIQE", digits=4, better="lower", needs_reference=False, smallest_side=96, note="of two blocks at least"
+    ),
+    "musiq": _of_pyiqa("MUSIQ", 2, "trained on KonIQ-10k"),
+    "maniqa": _of_pyiqa("MANIQA", 4, "trained on KonIQ-10k"),
+    "maniqa-pipal": _of_pyiqa("MANIQA (PIPAL)", 4, "trained on PIPAL"),
+    "clipiqa": _of_pyiqa("CLIPIQA", 4),
+    "clipiqa+": _of_pyiqa("CLIPIQA+", 4, "on ResNet-50"),
+    "clipiqa+_vitL14_512": _of_pyiqa("CLIPIQA+ (ViT-L/14)", 4, "on ViT-L/14 at 512 pixels"),
+    "paq2piq": _of_pyiqa("PaQ-2-PiQ", 2),
+    "fid": MetricInfo(
+        title="FID", digits=2, better="lower", needs_reference=True, backend="pyiqa", over_folders=True,
+        note=f"unstable below some thousand pictures; {NONCOMMERCIAL}",
     ),
 }  # fmt: skip
 
