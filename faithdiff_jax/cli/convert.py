@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from faithdiff_jax.cli.arguments import whole
+from faithdiff_jax.cli import arguments as types
 from faithdiff_jax.cli.command import Parser
 from faithdiff_jax.cli.progress import tensor_bar
 from faithdiff_jax.config import from_dict, override
@@ -11,9 +11,10 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.options import RestoreOptions
 
 DESCRIPTION = """Convert published FaithDiff weights to a model directory (--sdxl, --vae, --faithdiff, --output), a
-training run to a model directory (--run, --output), a model directory back to the published PyTorch layout
-(--to-torch, --output), or a model directory of an earlier version to this one's format (--upgrade, --output)."""
-SOURCES = ("sdxl", "run", "to-torch", "upgrade")
+training run to a model directory (--run, --output), weights of Real-ESRGAN, BSRGAN or BSRNet to a model directory
+(--rrdbnet, --output), a model directory back to the published PyTorch layout (--to-torch, --output), or a model
+directory of an earlier version to this one's format (--upgrade, --output)."""
+SOURCES = ("sdxl", "run", "rrdbnet", "to-torch", "upgrade")
 """What is converted: exactly one of these flags is given."""
 TO_MODEL = ("sdxl", "run", "upgrade")
 OPTIONS = {
@@ -24,7 +25,7 @@ OPTIONS = {
     "step": ("run",),
     "no-ema": ("run",),
     "default": TO_MODEL,
-    "allow-nonfinite": TO_MODEL,
+    "allow-nonfinite": (*TO_MODEL, "rrdbnet"),
 }
 """Flag -> the sources that it goes with."""
 REPO = "a folder, or a Hugging Face repository id (owner/name)"
@@ -46,11 +47,17 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--variant", metavar="NAME", help="weight files to prefer, such as fp16 (default: full precision)"
     )
-    parser.add_argument("--seed", type=whole(0), help="of the initial aligner, without --faithdiff (default: 0)")
+    parser.add_argument("--seed", type=types.whole(0), help="of the initial aligner, without --faithdiff (default: 0)")
     parser.add_argument("--run", metavar="RUN_DIR", type=Path, help="the training run whose model to write")
-    parser.add_argument("--step", metavar="N", type=whole(0), help="the run's checkpoint (default: the newest)")
+    parser.add_argument("--step", metavar="N", type=types.whole(0), help="the run's checkpoint (default: the newest)")
     parser.add_argument(
         "--no-ema", action="store_true", help="the run's parameters themselves, where it keeps an average of them too"
+    )
+    parser.add_argument(
+        "--rrdbnet",
+        metavar="FILE",
+        type=types.path,
+        help="weights of Real-ESRGAN, BSRGAN or BSRNet: .pth, .safetensors, or ncnn's .param with its .bin beside it",
     )
     parser.add_argument("--to-torch", metavar="MODEL_DIR", type=Path, help="the model directory to convert back")
     parser.add_argument(
@@ -69,7 +76,7 @@ def build_parser() -> Parser:
         metavar="PATH",
         type=Path,
         required=True,
-        help="the model directory to make, or with --to-torch the .safetensors or .bin file",
+        help="the model directory to make, or with --to-torch the .safetensors or .bin file (.pth for an RRDBNet)",
     )
     return parser
 
@@ -80,13 +87,18 @@ def run(args: argparse.Namespace) -> None:
     defaults = override({}, args.default)
     from_dict(RestoreOptions, defaults, "--default")  # refuses what no model can do
     # Imported late: --help and a wrong flag need not wait for JAX.
+    from faithdiff_jax.baselines.rrdbnet_weights import convert_rrdbnet, is_rrdbnet, rrdbnet_to_torch
     from faithdiff_jax.training.export import export_run
     from faithdiff_jax.weights.from_torch import Published, convert
     from faithdiff_jax.weights.to_torch import to_torch
     from faithdiff_jax.weights.upgrade import upgrade
 
     if args.to_torch is not None:
-        to_torch(args.to_torch, args.output, tensor_bar)
+        back = rrdbnet_to_torch if is_rrdbnet(args.to_torch) else to_torch
+        back(args.to_torch, args.output, tensor_bar)
+    elif args.rrdbnet is not None:
+        found = convert_rrdbnet(args.rrdbnet, args.output, allow_nonfinite=args.allow_nonfinite, track=tensor_bar)
+        print(f"{found.blocks} blocks of {found.channels} channels, scale {found.scale}")
     elif args.upgrade is not None:
         upgrade(args.upgrade, args.output, defaults=defaults, allow_nonfinite=args.allow_nonfinite, track=tensor_bar)
     elif args.run is not None:

@@ -139,7 +139,7 @@ def convert(
     }
     config = _config(folder, vae_folder, encoders, sources)
     parts = _parts(config, sources, files, published.seed)
-    _refuse_misfits(parts)
+    refuse_misfits(parts)
 
     provenance = {
         "sources": {"sdxl": sdxl, "vae": vae, "faithdiff": faithdiff},
@@ -255,7 +255,7 @@ def _parts(
     ]
 
 
-def _refuse_misfits(parts: list[Part]) -> None:
+def refuse_misfits(parts: list[Part]) -> None:
     """One InputError for every tensor of every file that is missing, unknown, mis-shaped or of the wrong dtype."""
     by_file: dict[str, list[Part]] = {}
     for part in parts:

@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -51,8 +51,12 @@ class TensorSource(abc.ABC):
         """Read one tensor into an array of its own."""
 
 
-def open_tensors(path: pathlib.Path) -> TensorSource:
+def open_tensors(path: pathlib.Path, under: Sequence[str] = ()) -> TensorSource:
     """Open one file, or the set that an `*.index.json` lists.
+
+    Args:
+        path: the file.
+        under: keys that a file of torch.save may keep its state dict under; the first that is there counts.
 
     Raises:
         InputError: the file is missing, damaged, of another kind, or needs torch where there is none.
@@ -63,7 +67,7 @@ def open_tensors(path: pathlib.Path) -> TensorSource:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
     if path.suffix in TORCH_SUFFIXES:
-        return TorchFile(path)
+        return TorchFile(path, under)
     raise InputError(f"{path}: weights are .safetensors, {', '.join(TORCH_SUFFIXES)} or an .index.json of such files")
 
 
@@ -93,8 +97,9 @@ class TorchFile(TensorSource):
     Files of torch before 1.6 cannot be mapped and are held in memory.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, under: Sequence[str] = ()):
         self.files = (path,)
+        self._under = under
         try:
             import torch
         except ImportError:
@@ -141,6 +146,8 @@ class TorchFile(TensorSource):
         except Exception as error:  # a damaged file fails anywhere inside the unpickler, with any exception
             reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
             raise InputError(f"{path}: not a file of torch.save, or a damaged one ({reason})") from None
+        if isinstance(state, dict):
+            state = next((state[key] for key in self._under if isinstance(state.get(key), dict)), state)
         if not isinstance(state, dict):
             raise InputError(f"{path}: holds {type(state).__name__}, a state dict (names to tensors) is needed")
         for key, tensor in state.items():

@@ -35,7 +35,7 @@ def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: T
             have, or an output that exists or is of another kind.
     """
     output = pathlib.Path(output)
-    write = _writer(output)
+    write = state_dict_writer(output, ".bin")
     model = ModelDirectory.open(model_dir)
     config = model.config
     for key, value, published in (
@@ -79,15 +79,25 @@ def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: T
         write(target, specs, track(tensors(), output.name, len(specs)))
 
 
-def _writer(output: pathlib.Path) -> Writer:
+def state_dict_writer(output: pathlib.Path, torch_suffix: str, under: str | None = None) -> Writer:
+    """What writes a state dict to a file of this name.
+
+    Args:
+        output: a `.safetensors` file, or one of torch.
+        torch_suffix: of files that torch.save writes.
+        under: the key of the dictionary that such a file keeps the state dict under; None for the state dict itself.
+
+    Raises:
+        InputError: a file of another kind, or one of torch where there is none.
+    """
     if output.suffix == ".safetensors":
         return write_tensors
-    if output.suffix != ".bin":
-        raise InputError(f"{output}: the file's name must end in .safetensors or .bin")
+    if output.suffix != torch_suffix:
+        raise InputError(f"{output}: the file's name must end in .safetensors or {torch_suffix}")
     try:
         import torch
     except ImportError:
-        raise InputError(f"{output}: a .bin needs PyTorch: pip install 'faithdiff-jax[torch]'") from None
+        raise InputError(f"{output}: a {torch_suffix} needs PyTorch: pip install 'faithdiff-jax[torch]'") from None
 
     def write(path: pathlib.Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
         state = {}
@@ -96,6 +106,6 @@ def _writer(output: pathlib.Path) -> Writer:
                 state[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
             else:
                 state[name] = torch.from_numpy(array)
-        torch.save(state, path)
+        torch.save(state if under is None else {under: state}, path)
 
     return write
