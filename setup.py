@@ -7,7 +7,12 @@ setup(
     packages=[*find_packages(include=["faithdiff_jax*"]), "faithdiff_jax.configs"],
     package_dir={"faithdiff_jax.configs": "configs"},
     package_data={
-        "faithdiff_jax": ["py.typed", "small_model/**/*", "evaluation/metrics/parameters/*"],
+        "faithdiff_jax": [
+            "py.typed",
+            "small_model/**/*",
+            "evaluation/metrics/parameters/*",
+            "evaluation/page/*",
+        ],
         "faithdiff_jax.configs": ["**/*"],
     },
 )

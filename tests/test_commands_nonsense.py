@@ -22,6 +22,7 @@ BASES = {
     "preview": {"--input": "photos", "--output": "out.png"},
     "autoencoder": {"--config": "tiny/autoencoder", "--data": "photos", "--output": "out"},
     "caption": {"--input": "photos", "--output": "out"},
+    "gallery": {"--method": "ours=photos", "--references": "photos", "--output": "out.html"},
     "train": {"--config": "tiny/stage2", "--model": str(SMALL_MODEL), "--output": "out", "--data": "photos"},
     "convert": {"--run": "no/such", "--output": "out"},
 }
@@ -39,6 +40,12 @@ WRONG = {
     "caption": {
         "--input": FOLDERS, "--cleaned": FOLDERS, "--batch": [*NUMBERS, "0"], "--max-tokens": [*NUMBERS, "0"],
         "--device": CHOICES, "--dtype": CHOICES,
+    },
+    "gallery": {
+        "--method": [*FOLDERS, "=photos", "ours=", "ours=no/such", "reference=photos", f"{'x' * 99}=photos"],
+        "--references": FOLDERS, "--input": FOLDERS, "--output": ["", " ", "x", "photos", "out.html/x", "a.png/x.html"],
+        "--metrics": [*CHOICES[1:], "psnr,,ssim", "psnr;ssim"], "--protocol": CONFIGS, "--title": ["", " "],
+        "--largest-side": [*NUMBERS, "0", "8193"], "--quality": [*NUMBERS, "0", "101"],
     },
     "train": {
         "--config": [*CONFIGS, "models/sdxl"], "--model": FOLDERS, "--data": FOLDERS, "--resume": CHOICES,
