@@ -89,7 +89,7 @@ def _method(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not equals or not name.strip():
         raise argparse.ArgumentTypeError(f"{text!r}: must be NAME=DIR, such as ours=restored")
-    return name.strip(), types.folder(folder)
+    return name.strip(), types.path(folder)
 
 
 def _metrics(text: str) -> list[str]:
