@@ -451,7 +451,7 @@ def test_command(models, tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "the following arguments are required: --output"),
-        (["--output=m"], "one of --sdxl, --run, --to-torch, --upgrade is needed"),
+        (["--output=m"], "one of --sdxl, --run, --rrdbnet, --to-torch, --upgrade is needed"),
         (["--output=m", "--to-torch=a", "--seed=0"], "--seed goes with --sdxl only"),
         (["--output=m", "--sdxl=s", "--seed=-1"], "'-1': must be a whole number, 0 or more"),
         (["--output=m", "--sdx=s"], "unrecognized arguments: --sdx=s"),

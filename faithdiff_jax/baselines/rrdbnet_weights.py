@@ -7,6 +7,7 @@ MODEL_DIR/rrdbnet.safetensors    dotted paths, in the dtype of the published ten
 """
 
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from flax import nnx
 from faithdiff_jax._version import __version__
 from faithdiff_jax.baselines.ncnn_files import NcnnFiles
 from faithdiff_jax.baselines.rrdbnet import RGB, RRDBNet, RRDBNetConfig
-from faithdiff_jax.config import from_dict, to_dict
+from faithdiff_jax.config import from_dict, load_yaml, to_dict
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.writing import refuse_existing, whole
 from faithdiff_jax.models.parts import Params, flatten
@@ -142,8 +143,8 @@ def rrdbnet_to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, 
 
 
 def is_rrdbnet(model_dir: pathlib.Path) -> bool:
-    """Whether a model directory says that it holds an RRDBNet; InputError if it is no model directory at all."""
-    return read_config(model_dir).get("format") == FORMAT
+    """Whether a folder is a model directory that says it holds an RRDBNet; what else it may be is not looked at."""
+    return os.path.isfile(model_dir / CONFIG) and load_yaml(model_dir / CONFIG).get("format") == FORMAT
 
 
 @dataclasses.dataclass(frozen=True)
