@@ -144,7 +144,10 @@ def test_notebook_runs(monkeypatch):
     assert n["back"].keys() == n["tensors"].keys()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/restoring.md", "docs/training.md"])
+RESTORATIONS = {"README.md": 1, "docs/quickstart.md": 1, "docs/restoring.md": 3, "docs/attribution.md": 1}
+
+
+@pytest.mark.parametrize("page", [*RESTORATIONS, "docs/training.md"])
 def test_examples_run(page, tmp_path, monkeypatch):
     """Every block, with the small model in the place of the published one; that `restore` restores, others test."""
     (tmp_path / "models").mkdir()
@@ -161,13 +164,18 @@ def test_examples_run(page, tmp_path, monkeypatch):
         size = [round(side * options[-1].scale) for side in bound["image"].shape[:2]]
         return np.asarray(Image.fromarray(bound["image"]).resize(size[::-1]))
 
+    def attribute(self, image, caption, words, options=None, **replacements):
+        restored = self.restore(image, caption, options, **replacements)
+        return restored, {word: np.zeros(restored.shape[:2], np.float32) for word in words}
+
     monkeypatch.setattr(FaithDiff, "restore", restore)
+    monkeypatch.setattr(FaithDiff, "attribute", attribute)
     assert python_blocks(ROOT / page)
     n = run_blocks(ROOT / page, {"__name__": "__main__"}, (("batch=16", "batch=1"), ("workers=4", "workers=0")))
     if page == "docs/training.md":
         assert n["batch"]["hq"].shape == (1, 512, 512, 3)
     else:
-        assert len(options) == {"README.md": 1, "docs/quickstart.md": 1, "docs/restoring.md": 3}[page]
+        assert len(options) == RESTORATIONS[page]
 
 
 def test_a_failing_block_names_its_line(tmp_path):

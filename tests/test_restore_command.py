@@ -21,6 +21,7 @@ from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.cli.restore import add_flags, plan_jobs
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.options import RestoreOptions, option
+from faithdiff_jax.inference.pipeline import FaithDiff
 
 main = functools.partial(run_command, "restore")
 ROOT = pathlib.Path(__file__).parent.parent
@@ -345,3 +346,42 @@ def test_nonsense_flags_end_in_one_line(tmp_path, monkeypatch, capsys, pairs):
     assert said.err.startswith("error: ")
     assert said.err.count("\n") == 1
     assert not output.exists()
+
+
+def test_words_of_the_caption_are_attributed(model, photos, tmp_path, capsys):
+    output, captions = tmp_path / "restored", tmp_path / "captions"
+    captions.mkdir()
+    (captions / "face.txt").write_text("the cat")
+    flags = ["--attribute", "cat", "--attribute", "dog", "--captions", captions, "--keep-captions"]
+    assert infer("--model", model, "--input", photos / "face.jpg", "--output", output, *flags, *QUICK) == 0
+    assert "no map: word is 'dog': must be in the caption, 'the cat'" in capsys.readouterr().out
+    assert sorted(path.name for path in output.iterdir()) == ["face.png", "face_attribution_cat.png"]
+    assert opened(output / "face_attribution_cat.png").size == (60, 48 + 4 * 18)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--attribute", "cat"], "--attribute: is for words of a caption, give --caption or --captions"),
+        (["--attribute", "dog", "--caption", "the cat"], "word is 'dog': must be in the caption, 'the cat'"),
+        (["--attribute", "", "--caption", "the cat"], "--attribute: '': must not be empty"),
+    ],
+)
+def test_words_that_cannot_be_attributed_are_told_before_the_model_is_read(
+    model, photos, tmp_path, capsys, monkeypatch, flags, message
+):
+    monkeypatch.setattr(FaithDiff, "load", None)
+    assert infer("--model", model, "--input", photos, "--output", tmp_path / "restored", *flags, *QUICK) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "restored").exists()
+
+
+def test_maps_of_words_that_read_alike_have_files_of_their_own(photos, tmp_path):
+    words = ["red bus", "Red/Bus", "🐈", "x" * 300]
+    face, *_ = plan_jobs(photos, tmp_path, "png", words)
+    assert [face.maps[word].name for word in words] == [
+        "face_attribution_red_bus.png",
+        "face_attribution_Red_Bus_2.png",
+        "face_attribution_word.png",
+        f"face_attribution_{'x' * 40}.png",
+    ]

@@ -3,15 +3,17 @@
 flags -> RestoreOptions, checked against the model -> files, captions, outputs still to do
 each picture -> FaithDiff.restore -> PNG or another format, whole or not at all
 restored, input, original -> NAME_compare.png, if asked for
+maps of words of the caption -> NAME_attribution_WORD.png, if asked for
 """
 
 import argparse
 import dataclasses
 import os
 import pathlib
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from faithdiff_jax.cli.exit_codes import DONE
 from faithdiff_jax.cli.explain import explain
 from faithdiff_jax.cli.progress import log_above_the_bar, say
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.evaluation.attribution import attribution_sheet
 from faithdiff_jax.evaluation.pictures import comparison
 from faithdiff_jax.files import images as images_
 from faithdiff_jax.files.captions import find_caption, read_caption, trim_caption
@@ -43,11 +46,12 @@ PARSERS: dict[type, Callable[[str], Any]] = {int: types.integer, float: types.nu
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One picture: where it is, where its result goes, and where a comparison would go."""
+    """One picture: where it is, where its result goes, and where a comparison and the maps of words would go."""
 
     source: pathlib.Path
     target: pathlib.Path
     sheet: pathlib.Path
+    maps: dict[str, pathlib.Path]
 
 
 def build_parser() -> Parser:
@@ -59,10 +63,11 @@ def build_parser() -> Parser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Restore every picture that has no output yet; bad ones are listed at the end; the exit code is the worst."""
+    _check_companions(arguments)
     options, stored = _options(arguments)
     mesh = _mesh(arguments.mesh)
-    _check_companions(arguments)
-    jobs = plan_jobs(arguments.input, arguments.output, arguments.format)
+    _check_words(arguments, stored)
+    jobs = plan_jobs(arguments.input, arguments.output, arguments.format, arguments.attribute)
     todo = [job for job in jobs if arguments.overwrite or not os.path.lexists(job.target)]
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} already done, skipped (--overwrite does them again)")
@@ -107,7 +112,12 @@ def _restore_one(model: "FaithDiff", job: Job, options: RestoreOptions, argument
             notes.append("no caption found, restored without one")
         else:
             caption = read_caption(found) if arguments.keep_captions else trim_caption(read_caption(found))
-    restored = model.restore(picture.rgb, caption, options)
+    words = _words_of(model, caption, arguments.attribute, notes)
+    maps: dict[str, np.ndarray] = {}
+    if words:
+        restored, maps = model.attribute(picture.rgb, caption, words, options)
+    else:
+        restored = model.restore(picture.rgb, caption, options)
     alpha = None
     if picture.alpha is not None:
         alpha = images_.upscale(picture.alpha, options.scale)
@@ -117,9 +127,24 @@ def _restore_one(model: "FaithDiff", job: Job, options: RestoreOptions, argument
     if arguments.compare:
         reference = _reference(job.source, restored.shape, arguments.references)
         images_.save_image(job.sheet, comparison(picture.rgb, restored, reference), icc_profile=picture.icc_profile)
+    for word, attribution in maps.items():
+        images_.save_image(job.maps[word], attribution_sheet(restored, word, attribution))
     images_.save_image(job.target, restored, alpha=alpha, gray=picture.gray, icc_profile=picture.icc_profile)
     for note in notes:
         say(f"{job.source}: {note}")
+
+
+def _words_of(model: "FaithDiff", caption: str, words: list[str], notes: list[str]) -> list[str]:
+    """Those of the words that a caption has; of the others, a note."""
+    found = []
+    for word in words:
+        try:
+            model.tokenizers.positions(caption, word)
+        except InputError as error:
+            notes.append(f"no map: {error}")
+        else:
+            found.append(word)
+    return found
 
 
 def _reference(source: pathlib.Path, shape: tuple[int, ...], folder: pathlib.Path | None) -> np.ndarray | None:
@@ -134,7 +159,7 @@ def _reference(source: pathlib.Path, shape: tuple[int, ...], folder: pathlib.Pat
     return reference
 
 
-def plan_jobs(source: pathlib.Path, folder: pathlib.Path, suffix: str) -> list[Job]:
+def plan_jobs(source: pathlib.Path, folder: pathlib.Path, suffix: str, words: Sequence[str] = ()) -> list[Job]:
     """One job for every picture, no two of which write to one file, on a file system that ignores case either.
 
     Inputs that share a stem keep their suffix in the result's name; a name that is still taken is numbered.
@@ -160,8 +185,18 @@ def plan_jobs(source: pathlib.Path, folder: pathlib.Path, suffix: str) -> list[J
     for file in files:
         if file not in targets:
             targets[file] = _free_name(file.name.replace(".", "_"), suffix, taken)
-    sheets = {file: _free_name(f"{targets[file].removesuffix(f'.{suffix}')}_compare", "png", taken) for file in files}
-    return [Job(file, folder / targets[file], folder / sheets[file]) for file in files]
+    stem = {file: targets[file].removesuffix(f".{suffix}") for file in files}
+    sheets = {file: folder / _free_name(f"{stem[file]}_compare", "png", taken) for file in files}
+    maps = {
+        file: {word: folder / _free_name(f"{stem[file]}_attribution_{_slug(word)}", "png", taken) for word in words}
+        for file in files
+    }
+    return [Job(file, folder / targets[file], sheets[file], maps[file]) for file in files]
+
+
+def _slug(word: str) -> str:
+    """A word of a caption as part of a file's name: letters and digits, not too many."""
+    return re.sub(r"\W+", "_", word).strip("_")[:40] or "word"
 
 
 def _free_name(stem: str, suffix: str, taken: set[str]) -> str:
@@ -199,6 +234,18 @@ def _check_companions(arguments: argparse.Namespace) -> None:
         raise InputError("--references: is for --compare, which is not given")
     if arguments.captions is not None and arguments.caption:
         raise InputError("--caption and --captions: give one of them")
+    if arguments.attribute and arguments.captions is None and not arguments.caption:
+        raise InputError("--attribute: is for words of a caption, give --caption or --captions")
+
+
+def _check_words(arguments: argparse.Namespace, stored: "ModelDirectory") -> None:
+    """Words to attribute to must be in the one caption of all pictures: told before the model is read."""
+    if arguments.attribute and arguments.caption:
+        from faithdiff_jax.files.tokenizers import Tokenizers
+
+        tokenizers = Tokenizers.load(stored.tokenizers)
+        for word in arguments.attribute:
+            tokenizers.positions(arguments.caption, word)
 
 
 def _mesh(sides: tuple[int, int] | None) -> "Mesh | None":
@@ -251,6 +298,14 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
         help="folder with a .json (key caption) or .txt for each picture",
     )
     add("--keep-captions", action="store_true", help="use caption files as they are, without the published trimming")
+    add(
+        "--attribute",
+        type=types.nonempty,
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="also write NAME_attribution_WORD.png: where this word of the caption took effect; may be repeated",
+    )
     add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16, on CPU float32")
     add(
         "--mesh",
