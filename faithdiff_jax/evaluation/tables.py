@@ -1,54 +1,242 @@
-"""How well several restorers do on the same pictures, as a table.
+"""Results as tables: means with intervals, the best in bold, published figures beside ours with the difference.
 
-(low-quality, reference) pictures -> each restorer -> measures -> means -> Markdown
+results --summarise--> Summary --> JSON, Markdown, LaTeX
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
+from faithdiff_jax.config import to_dict
+from faithdiff_jax.evaluation.measuring import NO_REFERENCE
+from faithdiff_jax.evaluation.metrics.names import METRICS, MetricInfo
+from faithdiff_jax.evaluation.results import Results
+from faithdiff_jax.evaluation.statistics import SEED, Mean, mean_with_interval
 
-from faithdiff_jax.evaluation.metrics import gmsd, psnr, sharpness_ratio, ssim
-
-Picture = UInt8[np.ndarray, "_ _ 3"]
-
-MEASURES: Mapping[str, Callable[[Picture, Picture], float]] = {
-    "PSNR": psnr, "SSIM": ssim, "GMSD": gmsd, "sharpness": sharpness_ratio,
-}  # fmt: skip
-DIGITS = {"PSNR": 2, "SSIM": 4, "GMSD": 4, "sharpness": 2}
-
-
-class Case(NamedTuple):
-    """One picture to restore: `low` (h, w, 3) uint8, its caption, and `reference` (H, W, 3) uint8, the truth."""
-
-    low: Picture
-    caption: str
-    reference: Picture
+RESOURCES = {
+    "seconds": MetricInfo(title="s a picture", digits=2, better="lower", needs_reference=False),
+    "memory": MetricInfo(title="peak MiB", digits=0, better="lower", needs_reference=False),
+}
+"""What is measured of a restorer, not of a picture."""
+EMPTY = "-"
 
 
-Restore = Callable[[Picture, str], Picture]
-"""A low-quality picture and its caption -> the restored picture, of the reference's size."""
+@dataclass(frozen=True)
+class Published:
+    """Figures of a paper: of a method on a set."""
+
+    set: str
+    method: str
+    figures: Mapping[str, float]
 
 
-def evaluate(restorers: Mapping[str, Restore], cases: Sequence[Case]) -> dict[str, dict[str, float]]:
-    """Restorer -> measure -> its mean over the cases."""
-    results = {}
-    for name, restore in restorers.items():
-        restored = [restore(case.low, case.caption) for case in cases]
-        results[name] = {
-            title: float(np.mean([measure(ours, case.reference) for ours, case in zip(restored, cases, strict=True)]))
-            for title, measure in MEASURES.items()
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: a method on a set."""
+
+    set: str
+    method: str
+    pictures: int
+    means: Mapping[str, Mean | None]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why there is no mean, by metric."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything a table is made of."""
+
+    metrics: Sequence[str]
+    lines: Sequence[Line]
+    published: Sequence[Published] = ()
+    title: str = ""
+    notes: Sequence[str] = ()
+
+
+def info_of(name: str) -> MetricInfo:
+    """What is known of a column."""
+    return RESOURCES[name] if name in RESOURCES else METRICS[name]
+
+
+def summarise(
+    results: Results,
+    metrics: Sequence[str],
+    sets: Sequence[str],
+    *,
+    reasons: Mapping[tuple[str, str, str], str] | None = None,
+    published: Sequence[Published] = (),
+    seed: int = SEED,
+) -> Summary:
+    """Means over the pictures of every method that there are results of.
+
+    Args:
+        results: measured, in this run or before.
+        metrics: columns.
+        sets: in their order; others that results have are left out.
+        reasons: why (method, set, metric) has no figure; "" as method or set stands for all.
+        published: figures to set beside them.
+        seed: of the intervals.
+    """
+    lines = []
+    for set_name in sets:
+        for method in results.methods:
+            rows = [row for (its, _), row in results.rows(method).items() if its == set_name]
+            means: dict[str, Mean | None] = {}
+            why: dict[str, str] = {}
+            for name in metrics:
+                if name == "memory":
+                    peak = results.peaks.get(method)
+                    means[name] = None if peak is None or not rows else Mean(peak.mebibytes, None, None, 1)
+                else:
+                    values = [row.seconds if name == "seconds" else row.figures.get(name) for row in rows]
+                    means[name] = mean_with_interval([value for value in values if value is not None], seed)
+                if means[name] is None:
+                    compares = info_of(name).needs_reference and bool(rows) and not any(row.reference for row in rows)
+                    why[name] = NO_REFERENCE if compares else _reason(reasons or {}, method, set_name, name)
+            lines.append(Line(set_name, method, len(rows), means, why))
+    return Summary(metrics, lines, published)
+
+
+def _reason(reasons: Mapping[tuple[str, str, str], str], method: str, set_name: str, metric: str) -> str:
+    for key in ((method, set_name, metric), (method, set_name, ""), (method, "", metric), ("", "", metric)):
+        if key in reasons:
+            return reasons[key]
+    return "no figures"
+
+
+def as_json(summary: Summary) -> dict[str, Any]:
+    """The summary as plain data: set -> method -> metric -> mean, low, high, count, or the reason for none."""
+    sets: dict[str, dict[str, Any]] = {}
+    for line in summary.lines:
+        figures = {
+            name: {"reason": line.reasons[name]} if mean is None else to_dict(mean) for name, mean in line.means.items()
         }
-    return results
+        sets.setdefault(line.set, {})[line.method] = {"pictures": line.pictures, "metrics": figures}
+    published = [{"set": one.set, "method": one.method, "figures": dict(one.figures)} for one in summary.published]
+    return {"metrics": list(summary.metrics), "sets": sets, "published": published}
 
 
-def markdown(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """A table of `evaluate`'s results by heading (a level of degradation, say): a row for each restorer of each."""
-    titles = list(MEASURES)
-    lines = [f"| | | {' | '.join(titles)} |", "|---|---|" + "---|" * len(titles)]
-    for heading, by_restorer in results.items():
-        for name, means in by_restorer.items():
-            cells = " | ".join(f"{means[title]:.{DIGITS[title]}f}" for title in titles)
-            lines.append(f"| {heading} | {name} | {cells} |")
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class _Cell:
+    text: str
+    best: bool = False
+
+
+def _grid(summary: Summary) -> list[tuple[str, str, str, list[_Cell]]]:
+    """Rows of cells: set, name, pictures, and a cell for each metric; published figures and differences after ours."""
+    rows = []
+    sets = list(dict.fromkeys(line.set for line in summary.lines))
+    for set_name in sets:
+        lines = [line for line in summary.lines if line.set == set_name]
+        best = {name: _best(name, lines) for name in summary.metrics}
+        for line in lines:
+            cells = [
+                _Cell(_with_interval(name, line.means[name]), line.method in best[name]) for name in summary.metrics
+            ]
+            rows.append((set_name, line.method, str(line.pictures), cells))
+            for one in summary.published:
+                if (one.set, one.method) == (line.set, line.method):
+                    rows += _beside(summary, line, one)
+        for one in summary.published:
+            if one.set == set_name and all(one.method != line.method for line in lines):
+                cells = [_Cell(_plain(name, one.figures.get(name))) for name in summary.metrics]
+                rows.append((set_name, f"{one.method}, published", "", cells))
+    return rows
+
+
+def _beside(summary: Summary, line: Line, one: Published) -> list[tuple[str, str, str, list[_Cell]]]:
+    published, difference = [], []
+    for name in summary.metrics:
+        theirs, ours = one.figures.get(name), line.means[name]
+        published.append(_Cell(_plain(name, theirs)))
+        if theirs is None or ours is None:
+            difference.append(_Cell(EMPTY))
+        else:
+            difference.append(_Cell(f"{ours.mean - theirs:+.{info_of(name).digits}f}"))
+    return [
+        (line.set, f"{line.method}, published", "", published),
+        (line.set, "difference", "", difference),
+    ]
+
+
+def _best(name: str, lines: Sequence[Line]) -> set[str]:
+    """The methods whose mean is the best as it is printed; none where there is only one."""
+    digits, better = info_of(name).digits, info_of(name).better
+    means = {line.method: round(mean.mean, digits) for line in lines if (mean := line.means[name]) is not None}
+    if len(means) < 2:
+        return set()
+    worth = {
+        method: mean if better == "higher" else -mean if better == "lower" else -abs(mean - 1)
+        for method, mean in means.items()
+    }
+    return {method for method, value in worth.items() if value == max(worth.values())}
+
+
+def _plain(name: str, value: float | None) -> str:
+    return EMPTY if value is None else f"{value:.{info_of(name).digits}f}"
+
+
+def _with_interval(name: str, mean: Mean | None) -> str:
+    if mean is None:
+        return EMPTY
+    text = _plain(name, mean.mean)
+    return text if mean.low is None else f"{text} [{_plain(name, mean.low)}, {_plain(name, mean.high)}]"
+
+
+def _titles(summary: Summary) -> list[tuple[str, str]]:
+    arrows = {"higher": "up", "lower": "down", "one": "one"}
+    return [(info_of(name).title, arrows[info_of(name).better]) for name in summary.metrics]
+
+
+def markdown(summary: Summary) -> str:
+    """A table in Markdown; means with their intervals, the best in bold, and why cells are empty below."""
+    marks = {"up": " ↑", "down": " ↓", "one": " → 1"}
+    titles = [title + marks[arrow] for title, arrow in _titles(summary)]
+    lines = [f"# {summary.title}", ""] if summary.title else []
+    lines += [f"| set | method | pictures | {' | '.join(titles)} |", "|---|---|---|" + "---|" * len(titles)]
+    for set_name, name, count, cells in _grid(summary):
+        shown = " | ".join(f"**{cell.text}**" if cell.best else cell.text for cell in cells)
+        lines.append(f"| {set_name} | {name} | {count} | {shown} |")
+    lines += [""] + [f"{EMPTY} {reason}" for reason in _reasons(summary)]
+    return "\n".join([*lines, *summary.notes]).rstrip() + "\n"
+
+
+def latex(summary: Summary) -> str:
+    """The table for LaTeX with booktabs, without intervals; the best in bold."""
+    marks = {"up": r" $\uparrow$", "down": r" $\downarrow$", "one": r" $\to 1$"}
+    titles = [_escaped(title) + marks[arrow] for title, arrow in _titles(summary)]
+    lines = [r"\begin{tabular}{ll" + "r" * len(titles) + "}", r"\toprule"]
+    lines += [" & ".join(["Set", "Method", *titles]) + r" \\"]
+    before = None
+    for set_name, name, _, cells in _grid(summary):
+        if set_name != before:
+            lines.append(r"\midrule")
+        texts = [cell.text.partition(" [")[0] for cell in cells]
+        shown = [rf"\textbf{{{text}}}" if cell.best else text for text, cell in zip(texts, cells, strict=True)]
+        lines.append(" & ".join([_escaped(set_name) if set_name != before else "", _escaped(name), *shown]) + r" \\")
+        before = set_name
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _reasons(summary: Summary) -> list[str]:
+    """Why cells are empty: a line per reason, with the metrics and methods that it concerns."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for line in summary.lines:
+        for name, reason in line.reasons.items():
+            concerned = found.setdefault(reason, {}).setdefault(info_of(name).title, [])
+            concerned.append(f"{line.method} on {line.set}")
+    lines = []
+    for reason, by_title in found.items():
+        concerned = sorted({one for all_ in by_title.values() for one in all_})
+        where = "" if len(concerned) == len(summary.lines) else f" ({', '.join(concerned)})"
+        lines.append(f"{', '.join(by_title)}{where}: {reason}")
+    if summary.published and any(set(summary.metrics) - set(one.figures) for one in summary.published):
+        lines.append("in a published row: the figure is not at hand")
+    return lines
+
+
+def _escaped(text: str) -> str:
+    special = {character: f"\\{character}" for character in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    }  # fmt: skip
+    return "".join(special.get(character, character) for character in text)

@@ -1,0 +1,91 @@
+"""The restorers that flags name, as methods of an evaluation; each is loaded when there is something to restore."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from faithdiff_jax.config import from_dict, override, to_dict
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.evaluation.results import digest
+from faithdiff_jax.evaluation.runner import Method, Restorer
+
+if TYPE_CHECKING:
+    from faithdiff_jax.inference.pipeline import FaithDiff
+
+BICUBIC = "bicubic"
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def model_methods(
+    path: Path, variants: Mapping[str, Mapping[str, Any]], overrides: Sequence[str], dtype: str
+) -> list[Method]:
+    """A model directory as methods, one for each variant of its options; they share the loaded model.
+
+    Args:
+        path: the model directory.
+        variants: name -> options that differ from the model's defaults.
+        overrides: option=value, of all variants; `scale` is the set's.
+        dtype: what to compute in.
+
+    Raises:
+        InputError: not a model directory, or an option it does not have.
+    """
+    from faithdiff_jax.inference.options import RestoreOptions
+    from faithdiff_jax.inference.pipeline import FaithDiff, default_options
+    from faithdiff_jax.weights.model_directory import ModelDirectory
+
+    stored = ModelDirectory.open(path)
+    defaults = to_dict(default_options(stored))
+
+    @functools.cache
+    def model() -> "FaithDiff":
+        return FaithDiff.load(stored, dtype=None if dtype == "auto" else dtype)
+
+    def load(options: RestoreOptions, name: str, scale: float) -> Restorer:
+        from faithdiff_jax.baselines.restorer import FaithDiffRestorer
+
+        return FaithDiffRestorer(model(), options.replace(scale=scale), name)
+
+    methods = []
+    for name, changes in variants.items():
+        given = override({**changes}, overrides)
+        if "scale" in given:
+            raise InputError("scale: is the test set's, give --scale")
+        options = from_dict(RestoreOptions, {**defaults, **given}, f"options of {name}")
+        options.check_against(stored.config)
+        settings = {key: value for key, value in to_dict(options).items() if key != "scale"}
+        settings |= {"model": stored.digest, "dtype": dtype}
+        methods.append(Method(name, load=functools.partial(load, options, name), settings=settings))
+    return methods
+
+
+def baseline_method(text: str) -> Method:
+    """`bicubic`, or NAME=DIR of a model directory that `faithdiff convert --rrdbnet` wrote.
+
+    Raises:
+        InputError: neither.
+    """
+    name, equals, folder = text.partition("=")
+    if not equals:
+        if name != BICUBIC:
+            raise InputError(f"--baseline {text}: must be {BICUBIC}, or NAME=DIR with a model directory of RRDBNet")
+
+        def bicubic(scale: float) -> Restorer:
+            from faithdiff_jax.baselines.restorer import Bicubic
+
+            return Bicubic(scale)
+
+        return Method(BICUBIC, load=bicubic, settings={"baseline": BICUBIC})
+
+    from faithdiff_jax.baselines.rrdbnet_weights import RRDBNetDirectory
+
+    RRDBNetDirectory.open(Path(folder))  # a wrong folder is told before any work
+
+    def rrdbnet(scale: float) -> Restorer:
+        from faithdiff_jax.baselines.super_resolution import RRDBNetRestorer
+
+        restorer: Restorer = RRDBNetRestorer.load(folder, scale=scale)
+        return restorer
+
+    return Method(name, load=rrdbnet, settings={"baseline": digest(Path(folder) / "config.yaml")})
