@@ -31,8 +31,9 @@ def model_methods(
     Raises:
         InputError: not a model directory, or an option it does not have.
     """
+    from faithdiff_jax.inference.loading import default_options
     from faithdiff_jax.inference.options import RestoreOptions
-    from faithdiff_jax.inference.pipeline import FaithDiff, default_options
+    from faithdiff_jax.inference.pipeline import FaithDiff
     from faithdiff_jax.weights.model_directory import ModelDirectory
 
     stored = ModelDirectory.open(path)
