@@ -334,3 +334,46 @@ def test_several_sets_take_a_folder_each(place):
     assert evaluate(flags) == 0
     assert list(summary()["sets"]) == ["set", "other"]
     assert len(rows("result/theirs.csv")) == 6
+
+
+def test_tables_are_of_the_pictures_that_are_there_now(place):
+    """What was measured before stays in the file; a table does not mix it in."""
+    assert (
+        evaluate(["--restored", "second=set/HR", "--references", "set/HR", "--output", "result", "--metrics", "psnr"])
+        == 0
+    )
+    for path in ("rival/0801_out.png", "set/HR/0801.png"):
+        (place / path).unlink()
+    assert rival(metrics="psnr") == 0
+    write(place / "set/HR/0803.png", coordinates(48, 64))
+    assert rival(metrics="psnr") == 0
+    counts = {name: its["pictures"] for name, its in summary()["sets"]["pictures"].items()}
+    assert counts == {"second": 1, "rival": 2}
+    assert len(rows("result/second.csv")) == 3
+
+
+def test_folder_metrics_see_exactly_the_matched_pictures(place, monkeypatch):
+    """A stand-in for FID, whose weights are not here: the mean of all restored over that of all originals."""
+    from faithdiff_jax.evaluation import measuring
+
+    calls = []
+
+    def means(restored, references):
+        calls.append([len(list(folder.iterdir())) for folder in (restored, references)])
+        ours, theirs = (
+            np.mean([np.asarray(Image.open(path)).mean() for path in f.iterdir()]) for f in (restored, references)
+        )
+        return float(ours / theirs)
+
+    monkeypatch.setattr(measuring, "make_folder_metric", lambda name: means)
+    write(place / "set/HR/0899.png", coordinates(48, 64))
+    assert rival(metrics="fid,psnr") == 2
+    assert calls == [[3, 3]]
+    cell = summary()["sets"]["pictures"]["rival"]["metrics"]["fid"]
+    assert cell["mean"] == pytest.approx(1, abs=0.05)
+    assert (cell["low"], cell["count"]) == (None, 3)
+    assert rival(metrics="fid,psnr") == 2
+    assert len(calls) == 1
+    write(place / "rival/0802_out.png", coordinates(48, 64))
+    assert rival(metrics="fid,psnr") == 2
+    assert len(calls) == 2

@@ -240,7 +240,7 @@ def _summary(plan: Plan, results: "Results", report: "Report", unavailable: dict
     reasons[("", "", "seconds")] = "only what is restored here is timed, and the first picture of each size is left out"
     reasons[("", "", "memory")] = "only known of a method that restored alone in its process"
     summary = summarise(
-        results, plan.metrics, [one.name for one in plan.sets], reasons=reasons,
+        results, plan.metrics, [one.name for one in plan.sets], used=report.used, reasons=reasons,
         published=plan.config.published if plan.config else (), seed=seed,
     )  # fmt: skip
     notes = [f"Protocol {plan.protocol.name}; means over pictures with 95 % bootstrap intervals."]

@@ -1,11 +1,13 @@
 """Metrics of a few pictures at once: what one of them cannot give is a note, never the end of a run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.evaluation.metrics import Metric, Unavailable, make_metric
+from faithdiff_jax.evaluation.metrics import Metric, Unavailable, make_folder_metric, make_metric
+from faithdiff_jax.evaluation.metrics.names import metric_info
 from faithdiff_jax.evaluation.metrics.pictures import Picture
 from faithdiff_jax.evaluation.protocols import Protocol
 
@@ -17,11 +19,13 @@ class Metrics:
     """The metrics of a run.
 
     Attributes:
-        ready: those that can be computed, by name.
+        ready: those that can be computed of a picture, by name.
+        folders: those that compare folders, by name.
         unavailable: why others cannot, by name.
     """
 
     ready: dict[str, Metric] = field(default_factory=dict)
+    folders: dict[str, Callable[[Path, Path], float]] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -29,12 +33,15 @@ class Metrics:
         """Prepare metrics by their names.
 
         Raises:
-            InputError: there is no such metric, or it compares folders.
+            InputError: there is no such metric.
         """
         found = cls()
         for name in names:
             try:
-                found.ready[name] = make_metric(name, protocol)
+                if metric_info(name).over_folders:
+                    found.folders[name] = make_folder_metric(name)
+                else:
+                    found.ready[name] = make_metric(name, protocol)
             except Unavailable as error:
                 found.unavailable[name] = str(error)
         return found

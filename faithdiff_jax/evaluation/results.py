@@ -33,6 +33,8 @@ FIXED = ("set", "picture", "input", "restored", "reference", "seconds")
 NOTES = "notes"
 TAKEN = ("summary", "settings", "table", "restored", "gallery")
 CSV_LIMIT = 1 << 26  # bytes; a row has about 200
+WHOLE_SET = "*"
+"""In place of a picture's name: figures of all pictures together."""
 DIGEST = 32  # hexadecimal digits of SHA-256 that are kept
 _NAME = re.compile(r"[^\W_][\w .,+()@-]{0,59}")
 
@@ -244,8 +246,10 @@ def check_picture_name(name: str) -> str:
     """A picture's name as results can hold it.
 
     Raises:
-        InputError: it is not Unicode.
+        InputError: it is not Unicode, or kept for something else.
     """
+    if name == WHOLE_SET:
+        raise InputError(f"{name}: a picture cannot be called so, rename the file")
     if not is_unicode(name):
         raise InputError(f"{name!r}: the name is not Unicode text, rename the file")
     return name

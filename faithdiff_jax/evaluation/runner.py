@@ -6,6 +6,8 @@ Rows are written after each few pictures and when a run ends however it ends, so
 that was interrupted.
 """
 
+import hashlib
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.matching import match_names, stem
 from faithdiff_jax.evaluation.measuring import NO_REFERENCE, Metrics, measure
 from faithdiff_jax.evaluation.resources import peak_memory
-from faithdiff_jax.evaluation.results import Results, Row, check_picture_name, digest
+from faithdiff_jax.evaluation.results import DIGEST, WHOLE_SET, Results, Row, check_picture_name, digest
 from faithdiff_jax.evaluation.testsets import Picture, TestSet, left_over
 from faithdiff_jax.files.captions import find_caption, read_caption, trim_caption
 from faithdiff_jax.files.images import load_image, save_image
@@ -62,6 +64,8 @@ class Report:
 
     Attributes:
         faults: a line for each picture that could not be used, or has no partner.
+        used: the pictures that tables are of, by (method, set): with other files, other pictures may have been
+            measured before.
         reasons: why a method has no figure of a set, by (method, set, metric), the metric "" for all of them.
         restored: how many pictures were restored.
         figures: how many figures were computed.
@@ -69,6 +73,7 @@ class Report:
     """
 
     faults: list[str] = field(default_factory=list)
+    used: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     reasons: dict[tuple[str, str, str], str] = field(default_factory=dict)
     restored: int = 0
     figures: int = 0
@@ -131,7 +136,25 @@ class Evaluation:
                 self._run_one(test_set, method, restorer)
             if restorer.used:
                 self._note_peak(method)
+        for method_name in self.results.methods:
+            for test_set in sets:
+                if (method_name, test_set.name) not in self.report.used:
+                    self.report.used[method_name, test_set.name] = self._as_before(method_name, test_set)
         return self.report
+
+    def _as_before(self, method: str, test_set: TestSet) -> set[str]:
+        """Pictures of a method that is in the results only: those that are of the set as it is now."""
+        return {
+            picture
+            for (its, picture), row in self.results.rows(method).items()
+            if its == test_set.name
+            and (
+                not test_set.pictures
+                or (
+                    picture in test_set.pictures and row.reference == self._digest(test_set.pictures[picture].reference)
+                )
+            )
+        }
 
     def _note_peak(self, method: Method) -> None:
         """Keep what memory was needed, if only this method has restored here: the process's peak says no more."""
@@ -142,6 +165,7 @@ class Evaluation:
 
     def _run_one(self, test_set: TestSet, method: Method, restorer: "_Once") -> None:
         jobs = self._found(test_set, method) if method.load is None else self._to_restore(test_set, method)
+        used = self.report.used[method.name, test_set.name] = set()
         if not jobs:
             return
         rows = self.results.rows(method.name)
@@ -162,6 +186,7 @@ class Evaluation:
                     if row.restored != ours:
                         row.restored, row.figures = ours, {}
                     rows[key] = row
+                    used.add(job.name)
                     if self.report.restored > restored_before:
                         self.results.save(method.name)  # minutes may have gone into it
                     if all(name in row.figures for name in self._wanted(job)):
@@ -179,6 +204,7 @@ class Evaluation:
                     waiting, pixels = [], 0
                     self.results.save(method.name)
             self._measure(place, waiting)
+            self._compare_folders(place, jobs)
         finally:
             if rows:
                 self.results.save(method.name)
@@ -241,6 +267,40 @@ class Evaluation:
             for reason, names in names_by_reason.items():
                 if reason != NO_REFERENCE:  # of the whole set, not of a picture
                     self._fault(job, f"no {', '.join(names)}: {reason}")
+
+    def _compare_folders(self, place: tuple[str, str], jobs: Sequence[Job]) -> None:
+        """Metrics of all pictures together with all references, of those that have one and could be used."""
+        method, set_name = place
+        rows = self.results.rows(method)
+        known = {name: rows[set_name, name] for name in self.report.used[place]}
+        usable = [job for job in jobs if job.name in known and job.picture.reference is not None]
+        if not usable:
+            return
+        row = rows.get((set_name, WHOLE_SET), Row())
+        state = [(name, its.restored, its.reference) for name, its in sorted(known.items())]
+        ours = hashlib.sha256(repr(state).encode("utf-8")).hexdigest()[:DIGEST]
+        if row.restored != ours:
+            row = Row(restored=ours)
+        for name, metric in self.metrics.folders.items():
+            if name in row.figures:
+                continue
+            with tempfile.TemporaryDirectory() as temporary:
+                # Links to exactly these pictures: the folders may hold others.
+                folders = Path(temporary, "restored"), Path(temporary, "references")
+                for folder, files in zip(
+                    folders, zip(*((j.file, j.picture.reference) for j in usable), strict=True), strict=True
+                ):
+                    folder.mkdir()
+                    for number, file in enumerate(files):
+                        (folder / f"{number:06}{file.suffix}").symlink_to(file.resolve())
+                try:
+                    row.figures[name] = metric(*folders)
+                    self.report.figures += 1
+                except Exception as error:
+                    self.report.reasons[method, set_name, name] = self._excuse(error)
+                    self.report.faults.append(f"{method}, {set_name}: no {name}: {self._excuse(error)}")
+        if row.figures:
+            rows[set_name, WHOLE_SET] = row
 
     def _found(self, test_set: TestSet, method: Method) -> list[Job]:
         """Pictures in the method's folder, and what each belongs to; what is left over goes into the report."""

@@ -3,14 +3,14 @@
 results --summarise--> Summary --> JSON, Markdown, LaTeX
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from faithdiff_jax.config import to_dict
 from faithdiff_jax.evaluation.measuring import NO_REFERENCE
 from faithdiff_jax.evaluation.metrics.names import METRICS, MetricInfo
-from faithdiff_jax.evaluation.results import Results
+from faithdiff_jax.evaluation.results import WHOLE_SET, Results, Row
 from faithdiff_jax.evaluation.statistics import SEED, Mean, mean_with_interval
 
 RESOURCES = {
@@ -63,6 +63,7 @@ def summarise(
     metrics: Sequence[str],
     sets: Sequence[str],
     *,
+    used: Mapping[tuple[str, str], Collection[str]] | None = None,
     reasons: Mapping[tuple[str, str, str], str] | None = None,
     published: Sequence[Published] = (),
     seed: int = SEED,
@@ -73,6 +74,7 @@ def summarise(
         results: measured, in this run or before.
         metrics: columns.
         sets: in their order; others that results have are left out.
+        used: the pictures that count, by (method, set); None for all that there are.
         reasons: why (method, set, metric) has no figure; "" as method or set stands for all.
         published: figures to set beside them.
         seed: of the intervals.
@@ -80,13 +82,21 @@ def summarise(
     lines = []
     for set_name in sets:
         for method in results.methods:
-            rows = [row for (its, _), row in results.rows(method).items() if its == set_name]
+            stored = results.rows(method)
+            names = {picture for its, picture in stored if its == set_name}
+            if used is not None:
+                names &= set(used.get((method, set_name), ()))
+            rows = [stored[set_name, picture] for picture in sorted(names - {WHOLE_SET})]
+            whole = stored.get((set_name, WHOLE_SET), Row())
             means: dict[str, Mean | None] = {}
             why: dict[str, str] = {}
             for name in metrics:
                 if name == "memory":
                     peak = results.peaks.get(method)
                     means[name] = None if peak is None or not rows else Mean(peak.mebibytes, None, None, 1)
+                elif info_of(name).over_folders:
+                    figure = whole.figures.get(name)
+                    means[name] = None if figure is None else Mean(figure, None, None, len(rows))
                 else:
                     values = [row.seconds if name == "seconds" else row.figures.get(name) for row in rows]
                     means[name] = mean_with_interval([value for value in values if value is not None], seed)
