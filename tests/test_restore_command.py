@@ -362,7 +362,7 @@ def test_words_of_the_caption_are_attributed(model, photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--attribute", "cat"], "--attribute: is for words of a caption, give --caption or --captions"),
+        (["--attribute", "cat"], "--attribute: is for words of a caption, give --caption"),
         (["--attribute", "dog", "--caption", "the cat"], "word is 'dog': must be in the caption, 'the cat'"),
         (["--attribute", "", "--caption", "the cat"], "--attribute: '': must not be empty"),
     ],

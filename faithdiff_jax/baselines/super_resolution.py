@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -123,20 +123,24 @@ class RRDBNetRestorer:
         """
         height, width = target_size(image.shape[0], image.shape[1], self.scale)
         target_size(image.shape[0], image.shape[1], self.config.scale)
-        enlarged = self.enlarge(image.astype(np.float32) / np.float32(255))
-        restored: np.ndarray = np.rint(np.clip(enlarged, 0, 1) * np.float32(255)).astype(np.uint8)
+        restored = np.empty((image.shape[0] * self.config.scale, image.shape[1] * self.config.scale, 3), np.uint8)
+        self._fill(restored, image.astype(np.float32) / np.float32(255), _levels)
         if restored.shape[:2] == (height, width):
             return restored
         return np.array(Image.fromarray(restored).resize((width, height), Image.Resampling.LANCZOS))
 
     def enlarge(self, picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "H W 3"]:
         """The network's output for one picture in [0, 1], (h, w, 3) -> (h * scale, w * scale, 3), not clipped."""
-        height, width = picture.shape[:2]
-        # As Real-ESRGAN does for networks that begin with pixel unshuffle.
+        result = np.empty((picture.shape[0] * self.config.scale, picture.shape[1] * self.config.scale, 3), np.float32)
+        self._fill(result, picture, lambda output: output)
+        return result
+
+    def _fill(self, result: np.ndarray, picture: np.ndarray, finish: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Run the network over windows of a picture, and put what `finish` makes of its outputs into the result."""
+        # Networks that begin with pixel unshuffle need even sides: as Real-ESRGAN does.
         unshuffle, scale = self.config.unshuffle, self.config.scale
-        extra = [(0, -side % unshuffle) for side in (height, width)]
-        padded = np.pad(picture, [*extra, (0, 0)], mode="reflect" if min(height, width) >= unshuffle else "edge")
-        result = np.empty((padded.shape[0] * scale, padded.shape[1] * scale, 3), np.float32)
+        extra = [(0, -side % unshuffle) for side in picture.shape[:2]]
+        padded = np.pad(picture, [*extra, (0, 0)], mode="reflect" if min(picture.shape[:2]) >= unshuffle else "edge")
         rows, columns = (list(spans(side, self._tile)) for side in padded.shape[:2])
         windows = [(row, column) for row in rows for column in columns]
         batch = 1 if self._mesh is None else self._mesh.size
@@ -144,12 +148,9 @@ class RRDBNetRestorer:
             several = windows[i : i + batch]
             outputs = self._run(padded, several + several[-1:] * (batch - len(several)))
             for (row, column), output in zip(several, outputs, strict=False):
-                here = tuple(slice(span.first * scale, span.last * scale) for span in (row, column))
-                there = tuple(
-                    slice((span.first - span.start) * scale, (span.last - span.start) * scale) for span in (row, column)
-                )
-                result[here] = output[there]
-        return result[: height * scale, : width * scale]
+                here = result[row.first * scale : row.last * scale, column.first * scale : column.last * scale]
+                top, left = (row.first - row.start) * scale, (column.first - column.start) * scale
+                here[:] = finish(output[top : top + here.shape[0], left : left + here.shape[1]])
 
     def _run(self, picture: np.ndarray, windows: list[tuple[Span, Span]]) -> np.ndarray:
         """The outputs of windows of one size, as one batch."""
@@ -167,6 +168,12 @@ class RRDBNetRestorer:
         if self._mesh is not None:
             arrays = jax.device_put(arrays, batch_sharding(self._mesh, len(windows)))
         return np.asarray(self._program(self.params, *arrays))
+
+
+def _levels(output: np.ndarray) -> np.ndarray:
+    """[0, 1] to 0..255: clipped, then rounded to the nearest."""
+    levels: np.ndarray = np.rint(np.clip(output, 0, 1) * np.float32(255)).astype(np.uint8)
+    return levels
 
 
 def spans(side: int, tile: int, margin: int = MARGIN) -> Iterator[Span]:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from faithdiff_jax import SMALL_MODEL
 from faithdiff_jax.cli import arguments as types
+from faithdiff_jax.cli import describe
 from faithdiff_jax.cli.command import Parser, report_faults, trace
 from faithdiff_jax.cli.exit_codes import DONE
 from faithdiff_jax.cli.explain import explain
@@ -80,11 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     faults, code = [], DONE
     with log_above_the_bar():
+        made = describe.captions_for([job.source for job in todo], arguments)
         model = _load_model(stored, arguments, mesh)
         with tqdm(todo, unit="picture", disable=len(todo) == 1) as bar:
             for job in bar:
                 try:
-                    _restore_one(model, job, options, arguments)
+                    _restore_one(model, job, options, arguments, made.get(job.source))
                 except BrokenPipeError:  # whoever read our output has gone
                     raise
                 except Exception as error:  # no reason to stop, whatever it is
@@ -100,11 +102,22 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _restore_one(model: "FaithDiff", job: Job, options: RestoreOptions, arguments: argparse.Namespace) -> None:
+def _restore_one(
+    model: "FaithDiff",
+    job: Job,
+    options: RestoreOptions,
+    arguments: argparse.Namespace,
+    made: str | InputError | None,
+) -> None:
+    if isinstance(made, InputError):
+        raise made
     picture = images_.load_image(job.source)
     images_.output_format(job.target, alpha=picture.alpha is not None)
     notes = list(picture.notes)
     caption = arguments.caption
+    if made is not None:
+        caption = made
+        notes.append(f"described as {caption!r}")
     if arguments.captions is not None:
         found = find_caption(job.source, arguments.captions)
         if found is None:
@@ -234,8 +247,9 @@ def _check_companions(arguments: argparse.Namespace) -> None:
         raise InputError("--references: is for --compare, which is not given")
     if arguments.captions is not None and arguments.caption:
         raise InputError("--caption and --captions: give one of them")
-    if arguments.attribute and arguments.captions is None and not arguments.caption:
-        raise InputError("--attribute: is for words of a caption, give --caption or --captions")
+    describe.check(arguments)
+    if arguments.attribute and not (arguments.captions or arguments.caption or arguments.caption_from):
+        raise InputError("--attribute: is for words of a caption, give --caption, --captions or --caption-from")
 
 
 def _check_words(arguments: argparse.Namespace, stored: "ModelDirectory") -> None:
@@ -306,6 +320,7 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
         metavar="WORD",
         help="also write NAME_attribution_WORD.png: where this word of the caption took effect; may be repeated",
     )
+    describe.add_flags(parser)
     add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16, on CPU float32")
     add(
         "--mesh",

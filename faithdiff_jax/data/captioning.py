@@ -7,7 +7,7 @@ The one part of the data that needs PyTorch: the models are those of transformer
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,24 +80,51 @@ def plan(pictures: Path, output: Path, cleaned: Path | None = None) -> Plan:
     return Plan(jobs, done, faults)
 
 
-def caption_pictures(captioner: "Captioner", jobs: Sequence[Job], batch: int) -> list[str]:
+Clean = Callable[[np.ndarray], np.ndarray]
+"""Makes a picture, (H, W, 3) uint8, easier to describe: as the published script removes its degradation first."""
+
+
+def caption_pictures(captioner: "Captioner", jobs: Sequence[Job], batch: int, clean: Clean | None = None) -> list[str]:
     """Caption `batch` pictures at a time, and return one line for each that could not be captioned.
 
     Raises InputError if a file cannot be written or the memory does not suffice: the other pictures would fare alike.
     """
     faults: list[str] = []
-    with tqdm(total=len(jobs), unit="picture", disable=None) as bar:
-        for loaded in _batches(jobs, batch, faults):
-            captions = _caption_each(captioner, [picture for _, picture in loaded])
-            for (job, _), caption in zip(loaded, captions, strict=True):
-                if isinstance(caption, PictureRefused):
-                    faults.append(f"{job.picture}: the model's processor refuses the picture ({_first_line(caption)})")
-                elif not caption:
-                    faults.append(f"{job.picture}: the model said nothing about it")
-                else:
-                    write_caption(job.target, caption)
-            bar.update(len(loaded))
+    targets = {job.picture: job.target for job in jobs}
+    for picture, caption in describe(captioner, list(targets), batch, clean):
+        if isinstance(caption, InputError):
+            faults.append(str(caption))
+        else:
+            write_caption(targets[picture], caption)
     return faults
+
+
+def describe(
+    captioner: "Captioner", pictures: Sequence[Path], batch: int = 1, clean: Clean | None = None
+) -> Iterator[tuple[Path, str | InputError]]:
+    """Yield each picture with its caption, or with why it has none; `batch` are looked at together.
+
+    Raises InputError if the memory does not suffice.
+    """
+    with tqdm(total=len(pictures), unit="picture", disable=None) as bar:
+        loaded: list[tuple[Path, np.ndarray]] = []
+        for i, path in enumerate(pictures):
+            try:
+                loaded.append((path, _load_clean(path, clean)))
+            except InputError as error:
+                yield path, error
+            if len(loaded) == batch or i + 1 == len(pictures):
+                captions = _caption_each(captioner, [picture for _, picture in loaded]) if loaded else []
+                for (source, _), caption in zip(loaded, captions, strict=True):
+                    if isinstance(caption, PictureRefused):
+                        reason = f"the model's processor refuses the picture ({_first_line(caption)})"
+                        yield source, InputError(f"{source}: {reason}")
+                    elif not caption:
+                        yield source, InputError(f"{source}: the model said nothing about it")
+                    else:
+                        yield source, caption
+                bar.update(len(loaded))
+                loaded = []
 
 
 def require_torch() -> Any:
@@ -201,19 +228,14 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return found, [*listing.unreadable, *listing.skipped]
 
 
-def _batches(jobs: Sequence[Job], size: int, faults: list[str]) -> Iterator[list[tuple[Job, np.ndarray]]]:
-    """Load pictures into full batches; those that cannot be read are noted in `faults`."""
-    loaded = []
-    for job in jobs:
-        try:
-            loaded.append((job, load_image(job.picture).rgb))
-        except InputError as error:
-            faults.append(str(error))
-        if len(loaded) == size:
-            yield loaded
-            loaded = []
-    if loaded:
-        yield loaded
+def _load_clean(path: Path, clean: Clean | None) -> np.ndarray:
+    picture = load_image(path).rgb
+    if clean is None:
+        return picture
+    try:
+        return clean(picture)
+    except InputError as error:  # of a picture that came from no file
+        raise InputError(f"{path}: {error}") from None
 
 
 def _caption_each(captioner: Captioner, pictures: list[np.ndarray]) -> list[str | PictureRefused]:
