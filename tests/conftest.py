@@ -1,5 +1,6 @@
 """What every test file shares: float32 means float32, a fixed seed, and array shapes that are checked."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -22,6 +23,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Commands that a test starts run without, as users' do.
 jaxtyping.install_import_hook("faithdiff_jax", "typechecking.checked")
 
+
+# Traced programs are millions of objects that live on: looking through them for garbage again and again took a tenth of
+# the time of a run.
+gc.set_threshold(100_000, 20, 100)
 
 # The same examples on every run, and as much time as a busy machine takes.
 settings.register_profile("project", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])

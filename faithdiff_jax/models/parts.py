@@ -75,7 +75,7 @@ def _part_shapes(config: FaithDiffConfig, part: str) -> tuple[tuple[str, tuple[i
     if build is None:
         raise InputError(f"part is {part!r}: must be one of {', '.join(part_names(config))}")
     try:
-        state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))), nnx.Param))
+        state = nnx.to_pure_dict(nnx.state(_without_arrays(build), nnx.Param))
     except ValueError as error:
         raise InputError(f"{part}: {error}") from None
     return tuple((path, leaf.shape) for path, leaf in flatten(state).items())
@@ -117,7 +117,30 @@ class Networks:
 
 def graph(build: Callable[..., Module]) -> nnx.GraphDef[Module]:
     """The structure of the module that `build(rngs=...)` makes, without its parameters, which no memory is spent on."""
-    return nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))[0]
+    return nnx.split(_without_arrays(build))[0]
+
+
+class _OneKey(nnx.RngStream):
+    """Gives every layer the same key.
+
+    For shapes alone any key will do. NNX's own stream counts its keys: to set that count while tracing, it looks
+    through all that was traced before, which took most of the time of building a UNet of SDXL's size.
+    """
+
+    def __call__(self) -> jax.Array:
+        return self.key[...]
+
+
+def _without_arrays(build: Callable[..., Module]) -> Module:
+    """The module that `build(rngs=...)` makes, with shapes in place of its parameters."""
+
+    def module() -> Module:
+        rngs = nnx.Rngs()
+        setattr(rngs, "default", _OneKey(0, tag="default"))  # noqa: B010 - it takes streams of no class of ours
+        return build(rngs=rngs)
+
+    built: Module = nnx.eval_shape(module)
+    return built
 
 
 def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
