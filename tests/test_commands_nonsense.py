@@ -22,6 +22,7 @@ BASES = {
     "preview": {"--input": "photos", "--output": "out.png"},
     "autoencoder": {"--config": "tiny/autoencoder", "--data": "photos", "--output": "out"},
     "caption": {"--input": "photos", "--output": "out"},
+    "ocr": {"--method": "ours=photos", "--references": "photos"},
     "gallery": {"--method": "ours=photos", "--references": "photos", "--output": "out.html"},
     "train": {"--config": "tiny/stage2", "--model": str(SMALL_MODEL), "--output": "out", "--data": "photos"},
     "convert": {"--run": "no/such", "--output": "out"},
@@ -41,6 +42,7 @@ WRONG = {
         "--input": FOLDERS, "--cleaned": FOLDERS, "--batch": [*NUMBERS, "0"], "--max-tokens": [*NUMBERS, "0"],
         "--device": CHOICES, "--dtype": CHOICES,
     },
+    "ocr": {"--method": [*FOLDERS, "=photos", "ours="], "--annotations": [*FOLDERS, "photos", "a.png"], "--input": FOLDERS},
     "gallery": {
         "--method": [*FOLDERS, "=photos", "ours=", "ours=no/such", "reference=photos", f"{'x' * 99}=photos"],
         "--references": FOLDERS, "--input": FOLDERS, "--output": ["", " ", "x", "photos", "out.html/x", "a.png/x.html"],

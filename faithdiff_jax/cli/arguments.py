@@ -7,8 +7,10 @@ Digits are ASCII digits: Python's `int` also takes underscores, blanks and other
 import argparse
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from faithdiff_jax.errors import InputError
 
 LARGEST_SEED = 2**32 - 1
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
@@ -69,6 +71,28 @@ def folder(text: str) -> Path:
             f"{text}: is a file, a folder is needed" if os.path.exists(found) else f"{text}: no such folder"
         )
     return found
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """NAME=DIR, a method and the folder of its pictures; that it is there is seen when it is read."""
+    name, equals, place = text.partition("=")
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be NAME=DIR, such as ours=restored")
+    return name.strip(), path(place)
+
+
+def by_name(pairs: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """What a flag of `named_folder` was given, each name once.
+
+    Raises:
+        InputError: a name occurs twice.
+    """
+    folders: dict[str, Path] = {}
+    for name, place in pairs:
+        if name in folders:
+            raise InputError(f"--method {name}: is given twice, choose another name")
+        folders[name] = place
+    return folders
 
 
 def output_folder(text: str) -> Path:

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from faithdiff_jax.cli import arguments as types
 from faithdiff_jax.cli.command import Parser, report_faults
@@ -21,7 +20,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add(
         "--method",
-        type=_method,
+        type=types.named_folder,
         metavar="NAME=DIR",
         action="append",
         required=True,
@@ -62,11 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     from faithdiff_jax.evaluation.measured import measure
 
     check_output(arguments.output, arguments.beside)
-    methods: dict[str, Path] = {}
-    for name, folder in arguments.method:
-        if name in methods:
-            raise InputError(f"--method {name}: is given twice, choose another name")
-        methods[name] = folder
+    methods = types.by_name(arguments.method)
     comparison = compare(methods, inputs=arguments.input, references=arguments.references)
     metrics = arguments.metrics
     if metrics is None:
@@ -83,13 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
     faults = write_gallery(arguments.output, comparison, measured, options)
     print(f"{arguments.output}: {len(comparison.names)} pictures, {len(comparison.columns)} columns")
     return report_faults(faults, sum(map(len, comparison.files.values())), "pictures could not be read")
-
-
-def _method(text: str) -> tuple[str, Path]:
-    name, equals, folder = text.partition("=")
-    if not equals or not name.strip():
-        raise argparse.ArgumentTypeError(f"{text!r}: must be NAME=DIR, such as ours=restored")
-    return name.strip(), types.path(folder)
 
 
 def _metrics(text: str) -> list[str]:

@@ -33,6 +33,7 @@ COMMANDS = {
     "preview": Command("faithdiff_jax.cli.preview", "show on a sheet what a degradation does to photographs"),
     "evaluate": Command("faithdiff_jax.cli.evaluate", "measure restored pictures and write tables"),
     "gallery": Command("faithdiff_jax.cli.gallery", "compare the results of several methods on an HTML page"),
+    "ocr": Command("faithdiff_jax.cli.ocr", "count the words that can be read in restored pictures of text"),
     "autoencoder": Command("faithdiff_jax.cli.autoencoder", "train the autoencoder of a small model from scratch"),
 }
 

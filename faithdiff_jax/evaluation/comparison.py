@@ -69,7 +69,15 @@ class Comparison:
             yield self._read(name)
 
     def opposites(self) -> tuple[str, str]:
-        """The two columns to begin with: the plainest one and the last method."""
+        """The two columns to begin with: the plainest one and the last method.
+
+        Raises:
+            InputError: there is only one.
+        """
+        if len(self.columns) < 2:
+            raise InputError(
+                f"{self.columns[0]} alone is nothing to compare: give another method, inputs or references"
+            )
         right = self.methods[-1]
         plain = [column for column in (BICUBIC, INPUT, *self.methods, REFERENCE) if column in self.columns]
         return next(column for column in plain if column != right), right
@@ -111,7 +119,7 @@ def compare(
         references: the true pictures, the column "reference".
 
     Raises:
-        InputError: nothing to compare, a name that cannot be used, a folder that cannot be listed or has no pictures,
+        InputError: no method, a name that cannot be used, a folder that cannot be listed or has no pictures,
             or two pictures of one name in a folder.
     """
     given = dict(methods)
@@ -123,8 +131,6 @@ def compare(
         given = {INPUT: inputs, **given}
     if references is not None:
         given[REFERENCE] = references
-    if len(given) < 2:
-        raise InputError(f"{next(iter(given))} alone is nothing to compare: give another method, inputs or references")
     files = {column: _files(column, source) for column, source in given.items()}
     columns = [*given]
     if inputs is not None and BICUBIC not in given:

@@ -121,6 +121,7 @@ class _Writer:
 
     def write(self, comparison: Comparison, measured: Measured) -> list[str]:
         """The whole page; returns the faults."""
+        left, right = map(comparison.columns.index, comparison.opposites())
         pictures: list[dict[str, object]] = []
         notes, faults = comparison.missing, []
         before, after = self._template()
@@ -136,7 +137,6 @@ class _Writer:
                 pictures.append(entry)
         if not pictures:
             raise InputError(f"no picture can be shown; the first: {faults[0]}")
-        left, right = map(comparison.columns.index, comparison.opposites())
         page = {
             "methods": [printable(column) for column in comparison.columns],
             "metrics": [

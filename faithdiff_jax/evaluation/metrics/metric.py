@@ -142,6 +142,15 @@ def _niqe(protocol: Protocol) -> Measure:
     return lambda pictures, references: [niqe(picture, color=protocol.niqe) for picture in pictures]
 
 
+def _words(figure: str) -> Callable[[Protocol], Measure]:
+    def make(protocol: Protocol) -> Measure:
+        from faithdiff_jax.evaluation import ocr
+
+        return ocr.metric(figure)
+
+    return make
+
+
 def _each(function: Callable[[Picture, Picture], float]) -> Measure:
     """Pair by pair."""
     return lambda restored, references: [function(*pair) for pair in zip(restored, references, strict=True)]
@@ -154,6 +163,9 @@ _MAKERS: dict[str, Callable[[Protocol], Measure]] = {
     "lpips-vgg": _lpips_vgg,
     "dists": _dists,
     "niqe": _niqe,
+    "ocr_precision": _words("precision"),
+    "ocr_recall": _words("recall"),
+    "ocr_f": _words("f_score"),
     "gmsd": _edges("gmsd"),
     "sharpness": _edges("sharpness_ratio"),
 }

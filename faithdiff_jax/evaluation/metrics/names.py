@@ -29,7 +29,7 @@ class MetricInfo:
     needs_reference: bool
     smallest_side: int = 1
     """Of the pictures, in pixels, before a protocol's border is cut off."""
-    backend: Literal["numpy", "jax", "pyiqa"] = "numpy"
+    backend: Literal["numpy", "jax", "pyiqa", "onnx"] = "numpy"
     note: str = ""
     over_folders: bool = False
     """Compares two folders of pictures instead of two pictures: see `metric.make_folder_metric`."""
@@ -46,6 +46,19 @@ def _of_pyiqa(title: str, digits: int, note: str = "") -> MetricInfo:
         smallest_side=32,
         backend="pyiqa",
         note=note,
+    )
+
+
+def _of_words(title: str) -> MetricInfo:
+    """A metric of the words that PP-OCRv3 reads; see `evaluation.ocr`."""
+    return MetricInfo(
+        title=title,
+        digits=4,
+        better="higher",
+        needs_reference=True,
+        smallest_side=32,
+        backend="onnx",
+        note="words read by PP-OCRv3, against those it reads in the reference",
     )
 
 
@@ -76,6 +89,9 @@ METRICS = {
     "clipiqa+": _of_pyiqa("CLIPIQA+", 4, "on ResNet-50"),
     "clipiqa+_vitL14_512": _of_pyiqa("CLIPIQA+ (ViT-L/14)", 4, "on ViT-L/14 at 512 pixels"),
     "paq2piq": _of_pyiqa("PaQ-2-PiQ", 2),
+    "ocr_precision": _of_words("OCR precision"),
+    "ocr_recall": _of_words("OCR recall"),
+    "ocr_f": _of_words("OCR F-score"),
     "fid": MetricInfo(
         title="FID", digits=2, better="lower", needs_reference=True, backend="pyiqa", over_folders=True,
         note=f"unstable below some thousand pictures; {NONCOMMERCIAL}",
