@@ -42,7 +42,9 @@ WRONG = {
         "--input": FOLDERS, "--cleaned": FOLDERS, "--batch": [*NUMBERS, "0"], "--max-tokens": [*NUMBERS, "0"],
         "--device": CHOICES, "--dtype": CHOICES,
     },
-    "ocr": {"--method": [*FOLDERS, "=photos", "ours="], "--annotations": [*FOLDERS, "photos", "a.png"], "--input": FOLDERS},
+    "ocr": {
+        "--method": [*FOLDERS, "=photos", "ours="], "--annotations": [*FOLDERS, "photos", "a.png"], "--input": FOLDERS,
+    },
     "gallery": {
         "--method": [*FOLDERS, "=photos", "ours=", "ours=no/such", "reference=photos", f"{'x' * 99}=photos"],
         "--references": FOLDERS, "--input": FOLDERS, "--output": ["", " ", "x", "photos", "out.html/x", "a.png/x.html"],
