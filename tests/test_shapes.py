@@ -34,7 +34,7 @@ def test_wrong_shapes_and_types_are_refused(call):
 
 
 def test_under_tracing_too():
-    """A condition of one image would be broadcast over the batch, and nothing below would notice."""
+    """A condition of one image for a batch of two is named; JAX itself would refuse a concatenation further down."""
     aligner = nnx.eval_shape(lambda: Alignment(AlignmentConfig(norm_groups=8), 8, 8, rngs=nnx.Rngs(0)))
     graph, parameters = nnx.split(aligner)
     run = lambda parameters, hidden, condition: nnx.merge(graph, parameters)(hidden, condition)  # noqa: E731

@@ -27,40 +27,50 @@ LQ_FEATURES = ("penultimate", "last")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """Sizes of an image encoder, the VAE's or the LQ encoder; the defaults are SDXL's."""
+class LevelsConfig:
+    """What image encoders and decoders have in common; the defaults are SDXL's."""
 
     image_channels: int = 3
     channels: tuple[int, ...] = (128, 256, 512, 512)
     resnets_per_level: int = 2
     norm_groups: int = 32
-    out_channels: int = 8
-    """Of the last convolution, which a `FeatureEncoder` does not have: mean and log-variance of the latent."""
 
     def __post_init__(self) -> None:
-        _check_sizes(self)
-        check_sizes(self, 1, LARGEST_WIDTH, "out_channels")
+        check_levels(self.channels)
+        check_sizes(self, 1, LARGEST_WIDTH, "image_channels", "channels", "norm_groups")
+        check_sizes(self, 1, MOST_LAYERS, "resnets_per_level")
+        for width in self.channels:
+            if width % self.norm_groups:
+                raise ValueError(f"channels has {width}: must be a multiple of norm_groups, {self.norm_groups}")
 
     @property
     def factor(self) -> int:
-        """Image pixels per pixel of the output, per side."""
+        """Image pixels per pixel of the coarsest level, per side."""
         return 1 << (len(self.channels) - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VAEConfig:
-    """Sizes of the autoencoder; the defaults are SDXL's."""
+class EncoderConfig(LevelsConfig):
+    """Sizes of an image encoder, the VAE's or the LQ encoder."""
 
-    image_channels: int = 3
+    out_channels: int = 8
+    """Of the last convolution, which a `FeatureEncoder` does not have: mean and log-variance of the latent."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, 1, LARGEST_WIDTH, "out_channels")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEConfig(LevelsConfig):
+    """Sizes of the autoencoder."""
+
     latent_channels: int = 4
-    channels: tuple[int, ...] = (128, 256, 512, 512)
-    resnets_per_level: int = 2
-    norm_groups: int = 32
     scaling_factor: float = 0.13025
     """Latents are multiplied by it, so that the diffusion sees unit variance."""
 
     def __post_init__(self) -> None:
-        _check_sizes(self)
+        super().__post_init__()
         check_sizes(self, 1, LARGEST_WIDTH // 2, "latent_channels")
         if not 0 < self.scaling_factor < math.inf:
             raise ValueError(f"scaling_factor is {self.scaling_factor}: must be a finite number above 0")
@@ -75,21 +85,6 @@ class VAEConfig:
             norm_groups=self.norm_groups,
             out_channels=2 * self.latent_channels,
         )
-
-    @property
-    def factor(self) -> int:
-        """Image pixels per latent pixel, per side."""
-        return self.encoder.factor
-
-
-def _check_sizes(config: EncoderConfig | VAEConfig) -> None:
-    """Raise ValueError for sizes that no encoder has."""
-    check_levels(config.channels)
-    check_sizes(config, 1, LARGEST_WIDTH, "image_channels", "channels", "norm_groups")
-    check_sizes(config, 1, MOST_LAYERS, "resnets_per_level")
-    for width in config.channels:
-        if width % config.norm_groups:
-            raise ValueError(f"channels has {width}: must be a multiple of norm_groups, {config.norm_groups}")
 
 
 class PixelAttention(nnx.Module):
