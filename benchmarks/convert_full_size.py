@@ -19,9 +19,9 @@ import published_sdxl
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_shapes
 from faithdiff_jax.weights import rules
-from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
 from faithdiff_jax.weights.keymap import KeyMap
 from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.rules import FAITHDIFF_PARTS
 from faithdiff_jax.weights.safetensors_format import read_header, write_tensors
 from faithdiff_jax.weights.tensor_files import TensorSource, open_tensors
 

@@ -98,7 +98,6 @@ def ours(options: argparse.Namespace) -> dict:
     from faithdiff_jax.training.parameters import model_shapes
     from faithdiff_jax.training.step import TrainStep
     from faithdiff_jax.weights import rules
-    from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
     from faithdiff_jax.weights.keymap import KeyMap
 
     if options.dtype == "float32":
@@ -136,10 +135,9 @@ def ours(options: argparse.Namespace) -> dict:
     step = TrainStep(config, model, assign_groups(config, shapes), None)
     trained, frozen = {}, {}
     for part in part_names(model):
-        part_rules = FAITHDIFF_PARTS.get(part) or (rules.VAE if part == "vae" else rules.TEXT_ENCODER)
-        keymap = KeyMap(part_rules, part_shapes(model, part))
+        keymap = KeyMap(rules.of_part(part), part_shapes(model, part))
         published = keymap.published_shapes()
-        prefix = "" if part in FAITHDIFF_PARTS else part + "."
+        prefix = "" if part in rules.FAITHDIFF_PARTS else part + "."
         read = keymap.read(lambda name, prefix=prefix, all=published: published_tensor(prefix + name, all[name]))
         for path, array in read:
             path = f"{part}.{path}"

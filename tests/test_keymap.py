@@ -11,7 +11,6 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.faithdiff import FaithDiffModel
 from faithdiff_jax.models.parts import flatten, unflatten
 from faithdiff_jax.weights import rules
-from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
 from faithdiff_jax.weights.keymap import CONV, LINEAR, NORM, KeyMap, Rule, compare
 
 PUBLISHED = Path(__file__).parent / "data" / "faithdiff_tensors.txt"
@@ -36,7 +35,7 @@ def test_the_model_has_exactly_the_published_tensors():
     found = []
     for prefix, part in (("lq_encoder", "lq_encoder"), ("denoiser.alignment", "alignment"), ("denoiser.unet", "unet")):
         inner = {path.removeprefix(f"{prefix}."): shapes[path] for path in shapes if path.startswith(f"{prefix}.")}
-        found += KeyMap(FAITHDIFF_PARTS[part], inner).published_shapes().items()
+        found += KeyMap(rules.of_part(part), inner).published_shapes().items()
     assert len(found) == len(published)
     assert dict(found) == published
 

@@ -16,9 +16,9 @@ from faithdiff_jax.config import load_yaml
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.tables import evaluate
 from faithdiff_jax.models.parts import part_shapes
-from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
 from faithdiff_jax.weights.keymap import KeyMap
 from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.rules import FAITHDIFF_PARTS
 from faithdiff_jax.weights.stored_files import CONFIG as CONFIG_FILE
 
 convert = functools.partial(run_command, "convert")

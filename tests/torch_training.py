@@ -24,7 +24,6 @@ from training_case import GROUPS, POOLED, TEXT_WIDTH, TIME_IDS, VAE_CHANNELS, mo
 from faithdiff_jax.models.parts import numbered, part_shapes
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.weights import rules
-from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS
 from faithdiff_jax.weights.keymap import KeyMap, compare
 
 
@@ -182,8 +181,7 @@ def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, np.ndarray]:
 @functools.cache
 def keymap(widths: tuple[int, ...], part: str) -> KeyMap:
     """The rules of one part of the tiny model, as conversion and export use them."""
-    part_rules = FAITHDIFF_PARTS.get(part) or (rules.VAE if part == "vae" else rules.TEXT_ENCODER)
-    return KeyMap(part_rules, part_shapes(model_config(widths=widths), part))
+    return KeyMap(rules.of_part(part), part_shapes(model_config(widths=widths), part))
 
 
 def to_ours(model: TorchModel) -> dict[str, np.ndarray]:

@@ -20,18 +20,11 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import numbered, part_names, part_shapes
 from faithdiff_jax.weights import hub, published_configs, rules
 from faithdiff_jax.weights.initialisation import initial_alignment, lq_encoder_from_vae
-from faithdiff_jax.weights.keymap import KeyMap, Rule, compare
+from faithdiff_jax.weights.keymap import KeyMap, compare
 from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.stored_files import Contents
 from faithdiff_jax.weights.tensor_files import TensorSource, open_tensors, with_current_vae_names, with_text_model_names
 from faithdiff_jax.weights.tokenizer_files import tokenizer_files
-
-FAITHDIFF_PARTS: dict[str, list[Rule]] = {
-    "lq_encoder": [rule.under("denoise_encoder.") for rule in rules.LQ_ENCODER],
-    "alignment": rules.ALIGNMENT,
-    "unet": rules.UNET,
-}
-"""The parts of `FaithDiff.bin`, each with its published names."""
 
 FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16))
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -233,10 +226,7 @@ def _config(
 def _parts(
     config: FaithDiffConfig, sources: dict[str, TensorSource], files: dict[str, pathlib.Path], seed: int
 ) -> list[Part]:
-    keymaps = {}
-    for name in part_names(config):
-        part_rules = FAITHDIFF_PARTS.get(name) or (rules.VAE if name == "vae" else rules.TEXT_ENCODER)
-        keymaps[name] = KeyMap(part_rules, part_shapes(config, name))
+    keymaps = {name: KeyMap(rules.of_part(name), part_shapes(config, name)) for name in part_names(config)}
 
     def read(name: str, file: str) -> Part:
         return Part(name, keymaps[name], sources[file], str(files[file]))
@@ -246,7 +236,7 @@ def _parts(
 
     parts = [read(name, name) for name in keymaps if name in sources]
     if "faithdiff" in sources:
-        return parts + [read(name, "faithdiff") for name in FAITHDIFF_PARTS]
+        return parts + [read(name, "faithdiff") for name in rules.FAITHDIFF_PARTS]
     aligner = initial_alignment(keymaps["alignment"].published_shapes(), seed)
     return [
         *parts,

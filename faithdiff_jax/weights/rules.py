@@ -112,6 +112,19 @@ TEXT_ENCODER: list[Rule] = [
     *_same(LINEAR_WITHOUT_BIAS, "text_projection"),
 ]
 
+FAITHDIFF_PARTS: dict[str, list[Rule]] = {
+    "lq_encoder": [rule.under("denoise_encoder.") for rule in LQ_ENCODER],
+    "alignment": ALIGNMENT,
+    "unet": UNET,
+}
+"""The parts of `FaithDiff.bin`, each with its published names."""
+
+
+def of_part(part: str) -> list[Rule]:
+    """The rules of a part by its name (see `models.parts`), with its published names in the file that holds it."""
+    return TEXT_ENCODER if part.startswith("text_encoder") else {**FAITHDIFF_PARTS, "vae": VAE}[part]
+
+
 FAITHDIFF: list[Rule] = [
     *(rule.under("denoise_encoder.", "lq_encoder.") for rule in LQ_ENCODER),
     *(rule.under("", "denoiser.alignment.") for rule in ALIGNMENT),

@@ -12,7 +12,8 @@ from faithdiff_jax.files.writing import refuse_existing, whole
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_shapes
-from faithdiff_jax.weights.from_torch import FAITHDIFF_PARTS, Track, untracked
+from faithdiff_jax.weights import rules
+from faithdiff_jax.weights.from_torch import Track, untracked
 from faithdiff_jax.weights.keymap import Entry, KeyMap, compare
 from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.safetensors_format import Spec, write_tensors
@@ -48,13 +49,13 @@ def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: T
 
     keymaps: dict[str, KeyMap] = {}
     dtypes: dict[str, dict[str, np.dtype]] = {}
-    for part, part_rules in FAITHDIFF_PARTS.items():
+    for part in rules.FAITHDIFF_PARTS:
         stored = model.specs(part)
         shapes = part_shapes(config, part)
         faults = compare(shapes, {path: shape for path, (_, shape) in stored.items()})
         if faults:
             raise InputError(f"{model_dir}: {part}.safetensors does not fit {CONFIG}: {'; '.join(faults)}")
-        keymaps[part] = KeyMap(part_rules, shapes)
+        keymaps[part] = KeyMap(rules.of_part(part), shapes)
         dtypes[part] = {path: dtype for path, (dtype, _) in stored.items()}
 
     # Wider numbers first: so every tensor is aligned in the file.
