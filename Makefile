@@ -24,7 +24,7 @@ test-slow: $(VENV)/installed-test
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy faithdiff_jax
+	$(BIN)/mypy --num-workers $(WORKERS) faithdiff_jax
 
 # The site, in build/docs/index.html: every page with code cells is run, and a warning is an error.
 docs: $(VENV)/installed-docs

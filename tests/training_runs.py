@@ -38,7 +38,7 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_names, part_shapes
 from faithdiff_jax.models.unet import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
-from faithdiff_jax.training.config import CheckpointConfig, TrainConfig, WatchConfig
+from faithdiff_jax.training.config import CheckpointConfig, MeshConfig, TrainConfig, WatchConfig
 from faithdiff_jax.training.saved_checkpoints import load_saved, saved_specs, saved_steps
 from faithdiff_jax.training.step import TrainStep
 from faithdiff_jax.weights.initialisation import fresh_part, write_model
@@ -193,6 +193,7 @@ def train(arguments: Sequence[object], devices: int = 2, change: Change | None =
         """Steps that are alike are traced and compiled once, however many runs there are."""
         initialise(step, config, *arguments)
         others = {"data": DataConfig(), "checkpoint": CheckpointConfig(), "validation": None, "watch": WatchConfig()}
+        others |= {"mesh": MeshConfig()}  # the mesh itself is an argument
         alike = dataclasses.replace(config, **others, stop_after_bad_steps=1)
         step.run = _STEPS.setdefault(repr((alike, *arguments)), step.run)
 
@@ -305,4 +306,5 @@ def _main(seconds: float, use: int, arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.modules["torch"] = None  # type: ignore[assignment]  # tensorboardX would import it, for seconds
     raise SystemExit(_main(float(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))
