@@ -44,6 +44,7 @@ Arrays = Iterable[tuple[str, np.ndarray]]
 # The library refuses longer headers too; a file of another kind states lengths of exabytes here.
 LONGEST_HEADER = 100_000_000
 LONGEST_SHOWN = 200
+ALIGNMENT = 64  # bytes
 
 
 class FileRecord(NamedTuple):
@@ -129,12 +130,19 @@ def _entries(path: pathlib.Path, header: bytes) -> dict[str, tuple[str, list[int
 
 def read_tensor(path: pathlib.Path, place: Place) -> np.ndarray:
     """Read one tensor into an array of its own."""
-    array = np.empty(place.shape, place.dtype)
+    array = _empty(place)
     with path.open("rb") as file:
         file.seek(place.start)
         if file.readinto(array.reshape(-1).view(np.uint8).data) != place.size:
             raise InputError(f"{path}: cut short while it was read")
     return array
+
+
+def _empty(place: Place) -> np.ndarray:
+    """An array for a tensor, whose memory begins where JAX on CPU takes it as it is, without a copy."""
+    memory = np.empty(place.size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + place.size].view(place.dtype).reshape(place.shape)
 
 
 def read_slice(path: pathlib.Path, place: Place, index: tuple[slice, ...]) -> np.ndarray:
