@@ -9,6 +9,8 @@ restored with each model's own defaults; figures are means over photographs and 
 
 import argparse
 import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,11 +20,36 @@ from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.degradation.degrade import LEVELS, degrade
 from faithdiff_jax.data.pairs import crop_middle, image_generator
 from faithdiff_jax.data.sources import PhotoFolder
-from faithdiff_jax.evaluation.tables import Case, evaluate, markdown
+from faithdiff_jax.evaluation.measuring import Metrics, measure
+from faithdiff_jax.evaluation.protocols import Protocol
+from faithdiff_jax.evaluation.statistics import mean_with_interval
+from faithdiff_jax.evaluation.tables import Line, Summary, markdown
 from faithdiff_jax.files.captions import trim_caption
 
 SCALE = 4
+METRICS = ("psnr", "ssim", "gmsd", "sharpness")
+PROTOCOL = Protocol(name="rgb", metrics=METRICS, ssim="rgb")
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+
+
+class Case(NamedTuple):
+    """A picture to restore, its caption, and the truth; pictures are (H, W, 3) uint8."""
+
+    low: np.ndarray
+    caption: str
+    reference: np.ndarray
+
+
+Restore = Callable[[np.ndarray, str], np.ndarray]
+
+
+def evaluated(level: str, name: str, restore: Restore, pictures: Sequence[Case]) -> Line:
+    """Restore and measure: a row of the table."""
+    restored = [restore(case.low, case.caption) for case in pictures]
+    references = [case.reference for case in pictures]
+    found = measure(Metrics.make(METRICS, PROTOCOL), restored, references, [{}] * len(pictures))
+    means = {metric: mean_with_interval([one.figures[metric] for one in found]) for metric in METRICS}
+    return Line(level, name, len(pictures), means)
 
 
 def cases(folder: pathlib.Path, captions: pathlib.Path | None, level: str, crop: int, seeds: int) -> list[Case]:
@@ -66,11 +93,11 @@ def main() -> None:
     given = {name: getattr(options, name) for name in ("steps", "guidance", "color_fix", "wavelet_levels")}
     replaced = {"scale": SCALE} | {name: value for name, value in given.items() if value is not None}
     restorers = {"bicubic": bicubic} | {path.name: restorer(path, **replaced) for path in options.models}
-    results = {
-        level: evaluate(restorers, cases(options.photos, options.captions, level, options.crop, options.seeds))
-        for level in options.levels
-    }
-    print(markdown(results))
+    lines = []
+    for level in options.levels:
+        pictures = cases(options.photos, options.captions, level, options.crop, options.seeds)
+        lines += [evaluated(level, name, restore, pictures) for name, restore in restorers.items()]
+    print(markdown(Summary(METRICS, lines)))
 
 
 if __name__ == "__main__":

@@ -377,3 +377,17 @@ def test_folder_metrics_see_exactly_the_matched_pictures(place, monkeypatch):
     write(place / "rival/0802_out.png", coordinates(48, 64))
     assert rival(metrics="fid,psnr") == 2
     assert len(calls) == 2
+
+
+def test_a_gallery_of_what_was_measured(place):
+    """Its figures are those of the table: nothing is measured for it."""
+    flags = ["--baseline", "bicubic", "--restored", "rival", "--pairs", "set", "--metrics", "psnr,seconds"]
+    assert evaluate([*flags, "--output", "result", "--gallery"]) == 0
+    page = (place / "result/gallery.html").read_text(encoding="utf-8")
+    assert "rival" in page
+    assert all(name in page for name in NAMES)
+    psnr = float(rows("result/rival.csv")["set", "0802"]["psnr"])
+    assert str(psnr)[:7] in page
+    shutil.copytree("set", "other")
+    assert evaluate(["--baseline", "bicubic", "--pairs", "set", "--pairs", "other", "--output", "r2", "--gallery"]) == 2
+    assert (place / "r2/gallery-other.html").is_file()

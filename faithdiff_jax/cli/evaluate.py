@@ -95,6 +95,7 @@ def build_parser() -> Parser:
         help="with commas, such as psnr,ssim,lpips (default: those of the protocol or the configuration)",
     )
     add("--output", type=types.output_folder, required=True, metavar="RESULT_DIR", help="folder of the results")
+    add("--gallery", action="store_true", help="also write an HTML page to compare the pictures on")
     add("--seed", type=types.seed, default=0, metavar="N", help="of the confidence intervals")
     add("--dtype", choices=DTYPES, default="auto", help="of the model; auto: bfloat16, on CPU float32")
     add("options", nargs="*", metavar="option=value", help="of the model's restoration, such as steps=10 guidance=2")
@@ -130,6 +131,10 @@ def run(arguments: argparse.Namespace) -> int:
     results.write("summary.json", json.dumps(_record(plan, results, report, summary, arguments.seed), indent=2) + "\n")
     results.write("table.md", markdown(summary))
     results.write("table.tex", latex(summary))
+    if arguments.gallery:
+        from faithdiff_jax.evaluation.exhibition import write_galleries
+
+        report.faults += write_galleries(plan.sets, results, report, plan.metrics)
     print(printable_lines(markdown(summary)), end="")
     print(
         f"{arguments.output}: restored {report.restored} pictures, computed {report.figures} figures; the rest was "

@@ -31,6 +31,7 @@ COMMANDS = {
     "pairs": Command("faithdiff_jax.cli.pairs", "degrade photographs into a fixed set of training pairs"),
     "shards": Command("faithdiff_jax.cli.shards", "pack photographs or pairs into a few large files"),
     "preview": Command("faithdiff_jax.cli.preview", "show on a sheet what a degradation does to photographs"),
+    "testset": Command("faithdiff_jax.cli.testset", "make a test set, or see that one lies as it must"),
     "evaluate": Command("faithdiff_jax.cli.evaluate", "measure restored pictures and write tables"),
     "gallery": Command("faithdiff_jax.cli.gallery", "compare the results of several methods on an HTML page"),
     "ocr": Command("faithdiff_jax.cli.ocr", "count the words that can be read in restored pictures of text"),

@@ -66,6 +66,7 @@ class Report:
         faults: a line for each picture that could not be used, or has no partner.
         used: the pictures that tables are of, by (method, set): with other files, other pictures may have been
             measured before.
+        files: where the restored pictures lie, by (method, set) and name.
         reasons: why a method has no figure of a set, by (method, set, metric), the metric "" for all of them.
         restored: how many pictures were restored.
         figures: how many figures were computed.
@@ -74,6 +75,7 @@ class Report:
 
     faults: list[str] = field(default_factory=list)
     used: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    files: dict[tuple[str, str], dict[str, Path]] = field(default_factory=dict)
     reasons: dict[tuple[str, str, str], str] = field(default_factory=dict)
     restored: int = 0
     figures: int = 0
@@ -187,6 +189,7 @@ class Evaluation:
                         row.restored, row.figures = ours, {}
                     rows[key] = row
                     used.add(job.name)
+                    self.report.files.setdefault((method.name, test_set.name), {})[job.name] = job.file
                     if self.report.restored > restored_before:
                         self.results.save(method.name)  # minutes may have gone into it
                     if all(name in row.figures for name in self._wanted(job)):

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from faithdiff_jax.config import shown
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.matching import Matching, match_names, stem
 from faithdiff_jax.files.listing import list_pictures
@@ -77,7 +76,7 @@ def open_set(
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder (the test set {name})")
     references, inputs = _first(folder, REFERENCE_FOLDERS), _first(folder, INPUT_FOLDERS)
-    captions = folder / CAPTION_FOLDER if os.path.isdir(folder / CAPTION_FOLDER) else None
+    captions = folder / CAPTION_FOLDER if _holds_anything(folder / CAPTION_FOLDER) else None
     if references is not None and inputs is None:
         raise InputError(f"{folder}: has {references.name}/ but no low-quality pictures ({'/, '.join(INPUT_FOLDERS)}/)")
     if references is None:
@@ -156,6 +155,10 @@ def named(folder: Path, names: Sequence[str], *, inputs: bool) -> tuple[dict[str
     return pictures, [f"{folder}/{name}: shares its name with another picture" for name in matching.ours_left]
 
 
+def _holds_anything(folder: Path) -> bool:
+    return os.path.isdir(folder) and any(folder.iterdir())
+
+
 def _first(folder: Path, names: Sequence[str]) -> Path | None:
     return next((folder / name for name in names if os.path.isdir(folder / name)), None)
 
@@ -173,11 +176,13 @@ class KnownSet:
     """A test set that papers use."""
 
     title: str
-    count: int
+    count: int | None
+    """Of pictures; None where copies of the set differ."""
     paired: bool
-    """Whether it comes with originals."""
+    """Whether it has originals."""
     made: bool = False
     """Whether its low-quality pictures are made of originals, at three levels."""
+    any_layout: bool = False
 
 
 KNOWN_SETS = {
@@ -185,15 +190,21 @@ KNOWN_SETS = {
     "lsdir-val": KnownSet(title="LSDIR-Val", count=250, paired=True, made=True),
     "realphoto60": KnownSet(title="RealPhoto60", count=60, paired=False),
     "realdeg": KnownSet(title="RealDeg", count=238, paired=False),
-    "realsr": KnownSet(title="RealSR", count=100, paired=True),
-    "drealsr": KnownSet(title="DRealSR", count=93, paired=True),
-    "roadtext": KnownSet(title="RoadText", count=200, paired=True),
+    "realsr": KnownSet(title="RealSR", count=None, paired=True),
+    "drealsr": KnownSet(title="DRealSR", count=None, paired=True),
+    "roadtext": KnownSet(title="RoadText", count=200, paired=True, made=True),
+    "own": KnownSet(title="own pictures", count=None, paired=False, made=True, any_layout=True),
 }
 """Where each is had is in docs/evaluation.md."""
 
 
-def check_layout(known: KnownSet, folder: Path) -> str:
+def check_layout(known: KnownSet, folder: Path, *, count: bool = True) -> str:
     """What a set's folder holds, in one line.
+
+    Args:
+        known: what it is.
+        folder: where it lies.
+        count: whether the number of pictures must be the set's.
 
     Raises:
         InputError: what is wrong with it, in one line.
@@ -208,20 +219,9 @@ def check_layout(known: KnownSet, folder: Path) -> str:
             f"{folder}: {known.title} has originals, put them into {REFERENCE_FOLDERS[0]}/ and the low-quality "
             f"pictures into {INPUT_FOLDERS[0]}/"
         )
-    if not known.paired and found.has_references:
+    if not known.paired and not known.any_layout and found.has_references:
         raise InputError(f"{folder}: {known.title} has no originals, put its pictures into the folder itself")
-    if len(found.pictures) != known.count:
+    if count and known.count not in (None, len(found.pictures)):
         raise InputError(f"{folder}: {len(found.pictures)} pictures, {known.title} has {known.count}")
     kind = "pairs" if found.has_references else "pictures without references"
     return f"{folder}: {known.title}, {len(found.pictures)} {kind}{', with captions' if found.captions else ''}"
-
-
-def find_known(name: str) -> KnownSet:
-    """The set of this name.
-
-    Raises:
-        InputError: there is none.
-    """
-    if name not in KNOWN_SETS:
-        raise InputError(f"no test set {shown(name)}; the sets are {', '.join(KNOWN_SETS)}")
-    return KNOWN_SETS[name]
