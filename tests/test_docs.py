@@ -92,7 +92,7 @@ def as_words(line: str) -> list[str]:
 def parse(name: str, words: list[str]) -> None:
     """Parse the flags of a command with its own parser; what it takes for folders is there."""
     for flag, value in itertools.pairwise(words):
-        if flag in ("--input", "--data", "--photos", "--captions", "--references", "--held-out"):
+        if flag in ("--input", "--data", "--photos", "--captions", "--references", "--held-out", "--originals"):
             pathlib.Path(value).mkdir(parents=True, exist_ok=True)
     importlib.import_module(COMMANDS[name].module).build_parser().parse_intermixed_args(words)
 

@@ -291,7 +291,10 @@ def test_results_of_another_protocol_and_damaged_ones_are_refused(place, capsys)
     ("flags", "message"),
     [
         ([], "no method: give --restored, --model or --baseline"),
-        (["--restored", "nowhere"], "nowhere: no such folder"),
+        (["--restored", "nowhere"], "--restored nowhere: no such folder"),
+        (["--restored", "x=" + "y" * 5000], "no such folder"),
+        (["--restored", ""], "must not be empty"),
+        (["--restored", "rival/0801_out.png"], "is a file"),
         (["--restored", "a/b=rival"], "method 'a/b': must be 1 to 60 letters"),
         (["--restored", "x=rival", "--restored", "X=rival"], "method x: is given twice"),
         (["--restored", "rival", "--metrics", "psnr,lpisp"], "no metric 'lpisp'; did you mean lpips?"),

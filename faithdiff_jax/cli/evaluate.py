@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,6 +153,10 @@ def _check_companions(arguments: argparse.Namespace) -> None:
     """Flags that need or exclude one another, before anything is imported."""
     if not (arguments.restored or arguments.model or arguments.baseline):
         raise InputError("no method: give --restored, --model or --baseline")
+    for flag in ("restored", "pairs"):
+        for _, folder in getattr(arguments, flag):
+            if not os.path.isdir(folder):
+                raise InputError(f"--{flag} {folder}: {'is a file' if os.path.exists(folder) else 'no such folder'}")
     restores = arguments.model is not None or arguments.baseline
     if not 0 < arguments.scale <= 32:
         raise InputError(f"--scale {arguments.scale:g}: must be above 0 and at most 32")
@@ -284,7 +289,7 @@ def _version(package: str) -> str | None:
 def _named_folder(text: str) -> tuple[str, Path]:
     """NAME=DIR, or DIR, whose own name it then is; a folder whose name has an = in it goes before."""
     name, equals, rest = text.partition("=")
-    if not equals or Path(text).is_dir():
-        folder = types.folder(text)
-        return folder.resolve().name, folder
-    return name, types.folder(rest)
+    if not equals or os.path.isdir(text):
+        folder = types.path(text)
+        return os.path.basename(os.path.realpath(folder)), folder
+    return name, types.path(rest)
