@@ -26,6 +26,7 @@ BASES = {
     "gallery": {"--method": "ours=photos", "--references": "photos", "--output": "out.html"},
     "train": {"--config": "tiny/stage2", "--model": str(SMALL_MODEL), "--output": "out", "--data": "photos"},
     "convert": {"--run": "no/such", "--output": "out"},
+    "evaluate": {"--restored": "photos", "--output": "out"},
 }
 WRONG = {
     "pairs": {
@@ -55,6 +56,11 @@ WRONG = {
         "--config": [*CONFIGS, "models/sdxl"], "--model": FOLDERS, "--data": FOLDERS, "--resume": CHOICES,
         "--processes": [*NUMBERS, "0", "2"], "--process-id": [*NUMBERS, "1"],
         "--coordinator": ["", "host", "host:x", ":1"],
+    },
+    "evaluate": {
+        "--restored": FOLDERS, "--references": FOLDERS, "--pairs": FOLDERS, "--data": FOLDERS, "--protocol": CONFIGS,
+        "--config": CONFIGS, "--metrics": [*CHOICES, "psnr,", "psnr,nan"], "--baseline": [*CHOICES, "x=no/such"],
+        "--scale": ["nan", "inf", "-1", "0", "", "x", "1e400", "1_0", "33"], "--seed": NUMBERS, "--dtype": CHOICES,
     },
     "convert": {"--run": FOLDERS, "--step": NUMBERS, "--seed": NUMBERS, "--nope": ["1"]},
 }  # fmt: skip
@@ -100,6 +106,7 @@ def test_nonsense_ends_in_one_line(place, monkeypatch, capsys, call):
         "faithdiff_jax.training.autoencoder.train",
         "faithdiff_jax.cli.caption.caption_pictures",
         "faithdiff_jax.training.loop.load_parameters",
+        "faithdiff_jax.evaluation.runner.Evaluation.run",
     ):
         monkeypatch.setattr(work, lambda *rest, **more: pytest.fail("work was begun"))
     before = sorted(place.rglob("*"))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from faithdiff_jax.errors import InputError
 
+DTYPES = ("auto", "float32", "bfloat16")
+"""Of a model; auto is the platform's."""
 LARGEST_SEED = 2**32 - 1
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 

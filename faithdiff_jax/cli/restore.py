@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from faithdiff_jax.weights.model_directory import ModelDirectory
 
 FORMATS = ("png", "jpg", "webp", "tif")
-DTYPES = ("auto", "float32", "bfloat16")
 PARSERS: dict[type, Callable[[str], Any]] = {int: types.integer, float: types.number, str: str}
 
 
@@ -321,7 +320,7 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
         help="also write NAME_attribution_WORD.png: where this word of the caption took effect; may be repeated",
     )
     describe.add_flags(parser)
-    add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16, on CPU float32")
+    add("--dtype", choices=types.DTYPES, default="auto", help="auto: bfloat16, on CPU float32")
     add(
         "--mesh",
         type=types.mesh,

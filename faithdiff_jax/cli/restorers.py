@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from faithdiff_jax.config import from_dict, override, to_dict
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.evaluation.methods import Method, Restorer
 from faithdiff_jax.evaluation.results import digest
-from faithdiff_jax.evaluation.runner import Method, Restorer
 
 if TYPE_CHECKING:
     from faithdiff_jax.inference.pipeline import FaithDiff
 
 BICUBIC = "bicubic"
-DTYPES = ("auto", "float32", "bfloat16")
 
 
 def model_methods(

@@ -8,12 +8,11 @@ that was interrupted.
 
 import hashlib
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,40 +21,15 @@ from tqdm import tqdm
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.matching import match_names, stem
 from faithdiff_jax.evaluation.measuring import NO_REFERENCE, Metrics, measure
+from faithdiff_jax.evaluation.methods import Method, TimedRestorer, caption_of, middle
 from faithdiff_jax.evaluation.resources import peak_memory
 from faithdiff_jax.evaluation.results import DIGEST, WHOLE_SET, Results, Row, check_picture_name, digest
 from faithdiff_jax.evaluation.testsets import Picture, TestSet, left_over
-from faithdiff_jax.files.captions import find_caption, read_caption, trim_caption
 from faithdiff_jax.files.images import load_image, save_image
 from faithdiff_jax.files.listing import list_pictures
 
 PIXELS_AT_ONCE = 2**21
 """Of pictures that are measured together: eight of 512x512."""
-
-
-class Restorer(Protocol):
-    """Whatever restores a picture; see `baselines.restorer`."""
-
-    def restore(self, image: UInt8[np.ndarray, "h w 3"], caption: str) -> UInt8[np.ndarray, "H W 3"]: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class Method:
-    """What is evaluated: pictures that others have restored, or a restorer.
-
-    Attributes:
-        name: for tables and files.
-        folders: of each set, the folder of the method's pictures.
-        load: makes the restorer for a scale; called when there is something to restore.
-        settings: what the restorer does, as the results record it.
-        ending: what the names of the pictures in `folders` have behind the picture's name, if known.
-    """
-
-    name: str
-    folders: Mapping[str, Path] = field(default_factory=dict)
-    load: Callable[[float], Restorer] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    ending: str | None = None
 
 
 @dataclass
@@ -133,7 +107,7 @@ class Evaluation:
             self.results.add(method.name, method.settings)
             self.results.rows(method.name)  # a damaged file is told before any work
         for method in methods:
-            restorer = _Once(method.load)
+            restorer = TimedRestorer(method.load)
             for test_set in sets:
                 self._run_one(test_set, method, restorer)
             if restorer.used:
@@ -165,7 +139,7 @@ class Evaluation:
             self.results.peaks[method.name] = peak_memory()
             self.results.save(method.name)
 
-    def _run_one(self, test_set: TestSet, method: Method, restorer: "_Once") -> None:
+    def _run_one(self, test_set: TestSet, method: Method, restorer: "TimedRestorer") -> None:
         jobs = self._found(test_set, method) if method.load is None else self._to_restore(test_set, method)
         used = self.report.used[method.name, test_set.name] = set()
         if not jobs:
@@ -227,11 +201,11 @@ class Evaluation:
             row.reference = reference
         return row
 
-    def _restore(self, job: Job, row: Row, test_set: TestSet, restorer: "_Once") -> None:
+    def _restore(self, job: Job, row: Row, test_set: TestSet, restorer: "TimedRestorer") -> None:
         """Restore the picture unless that was done from the same bytes and the result is untouched."""
         source = job.picture.input
         assert source is not None
-        caption = _caption(source, test_set.captions)
+        caption = caption_of(source, test_set.captions)
         ours = digest(source, caption, f"{test_set.scale:g} {test_set.crop}")
         if row.input == ours and job.file.exists() and digest(job.file) == row.restored:
             return
@@ -356,49 +330,3 @@ class Evaluation:
         if path not in self._digests:
             self._digests[path] = digest(path)
         return self._digests[path]
-
-
-class _Once:
-    """A restorer that is loaded when it is first used, and times what it does."""
-
-    def __init__(self, load: Callable[[float], Restorer] | None):
-        self._load = load
-        self._restorers: dict[float, Restorer] = {}
-        self._sizes: set[tuple[float, ...]] = set()
-
-    @property
-    def used(self) -> bool:
-        """Whether anything was restored."""
-        return bool(self._restorers)
-
-    def __call__(self, low: np.ndarray, caption: str, scale: float) -> tuple[np.ndarray, float | None]:
-        """Restore; and the seconds that took, None for the first picture of a size, whose program is compiled."""
-        if scale not in self._restorers:
-            assert self._load is not None
-            self._restorers[scale] = self._load(scale)
-        start = time.perf_counter()
-        restored = self._restorers[scale].restore(low, caption)
-        seconds = time.perf_counter() - start
-        size = (scale, *low.shape)
-        warm = size in self._sizes
-        self._sizes.add(size)
-        return restored, seconds if warm else None
-
-
-def middle(picture: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "H W 3"]:
-    """The middle `side` x `side` of a picture.
-
-    Raises:
-        InputError: it is smaller.
-    """
-    height, width = picture.shape[:2]
-    if min(height, width) < side:
-        raise InputError(f"{width}x{height} pixels, each side must have at least {side}")
-    top, left = (height - side) // 2, (width - side) // 2
-    return np.ascontiguousarray(picture[top : top + side, left : left + side])
-
-
-def _caption(source: Path, folder: Path | None) -> str:
-    """The picture's text as the models read it, "" without one."""
-    found = None if folder is None else find_caption(source, folder)
-    return "" if found is None else trim_caption(read_caption(found))
