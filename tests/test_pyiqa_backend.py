@@ -13,7 +13,7 @@ from damaged_pictures import photograph
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.metrics import METRICS, Unavailable, make_folder_metric, make_metric
-from faithdiff_jax.evaluation.metrics.pyiqa_backend import _DECLARED, _import_pyiqa
+from faithdiff_jax.evaluation.metrics.pyiqa_backend import _DECLARED, import_pyiqa
 from faithdiff_jax.files.images import save_image
 
 OURS = [name for name, info in METRICS.items() if info.backend == "pyiqa" and not info.over_folders]
@@ -116,7 +116,7 @@ def test_torchvision_without_its_operators(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("pyiqa") is None, reason="pyiqa is not installed")
 def test_a_random_checkpoint_in_pyiqas_cache(tmp_path, monkeypatch):
-    _import_pyiqa()
+    import_pyiqa()
     monkeypatch.setattr("pyiqa.utils.download_util.DEFAULT_CACHE_DIR", str(tmp_path))
     from pyiqa.archs.musiq_arch import MUSIQ, default_model_urls
 

@@ -1,5 +1,6 @@
 """Validation on a folder of photographs, with a tiny random model."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,7 +14,7 @@ from PIL import Image
 from faithdiff_jax.data.degradation.degrade import LEVELS, degrade
 from faithdiff_jax.data.pairs import image_generator
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.evaluation.metrics import psnr, ssim
+from faithdiff_jax.evaluation.metrics import METRICS, make_metric
 from faithdiff_jax.files.sheets import GAP, LINE
 from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.inference import pipeline
@@ -48,7 +49,7 @@ def tokenizers() -> Tokenizers:
 
 def validation(photos, mesh=None, restore=None, **options) -> Validation:
     how = RestoreOptions(**{"scale": VALIDATION_SCALE, "steps": 2, **(restore or {})})
-    config = ValidationConfig(photos=str(photos), restore=how, **{**OPTIONS, **options})
+    config = ValidationConfig(photos=photos and str(photos), restore=how, **{**OPTIONS, **options})
     return Validation(config, loaded().config, tokenizers(), dtype=np.float32, mesh=mesh)
 
 
@@ -60,8 +61,8 @@ def test_scores_are_those_of_restoring_each_picture(photos):
     noise = {part: rng.standard_normal((1, 8, 8, 4), np.float32) for part in ("start", "encode")}
     restored = model.restore(lq, "", scale=VALIDATION_SCALE, steps=2, guidance=5.0, noise=noise)
     assert scores.keys() == {"psnr", "ssim", "gmsd", "sharpness"}
-    assert scores["psnr"] == psnr(restored, hq)
-    assert scores["ssim"] == ssim(restored, hq)
+    for name, score in scores.items():
+        assert score == make_metric(name, "paper")(restored, hq)
 
     assert picture.shape == (CROP + LINE, 3 * CROP + 2 * GAP, 3)
     enlarged = np.array(Image.fromarray(lq).resize((CROP, CROP), Image.Resampling.BICUBIC))
@@ -82,6 +83,55 @@ def test_means_and_one_row_for_each_picture(photos, tmp_path):
     assert picture.shape == (2 * height + GAP, 3 * CROP + 2 * GAP, 3)
     np.testing.assert_array_equal(picture[:height], first_row)
     np.testing.assert_array_equal(picture[height + GAP :], second_row)  # whatever lies before it in the folder
+
+
+def test_real_pictures_are_measured_without_reference(photos, tmp_path, monkeypatch):
+    """Two folders of them beside the photographs; the same file is restored with the same noise in each."""
+    monkeypatch.setattr("faithdiff_jax.evaluation.metrics.niqe.BLOCK", 32)
+    for folder in ("phones", "scans"):
+        write(tmp_path / folder / "low.png", photograph("chelsea", 16, 20))
+    (photos / "c.png").unlink()
+    real = (str(tmp_path / "phones"), str(tmp_path / "scans"))
+    metrics, params = ("psnr", "niqe"), loaded().params
+    monkeypatch.setitem(METRICS, "niqe", dataclasses.replace(METRICS["niqe"], smallest_side=64))
+    scores, picture = validation(photos, real=real, metrics=metrics, count=1).run(params)
+    assert scores.keys() == {"psnr", "niqe", "phones/niqe", "scans/niqe"}
+    assert scores["phones/niqe"] == scores["scans/niqe"] != scores["niqe"]
+    height = CROP + LINE
+    assert picture.shape == (3 * height + 2 * GAP, 3 * CROP + 2 * GAP, 3)
+
+    alone, row = validation(None, real=real[1:], metrics=metrics, count=1).run(params)
+    assert alone == {"scans/niqe": scores["scans/niqe"]}
+    low = np.ascontiguousarray(photograph("chelsea", 16, 20)[:, 2:18])
+    noise = validation(None, real=real[1:], metrics=metrics)._cases[0].noise
+    restored = loaded().restore(low, "", scale=VALIDATION_SCALE, steps=2, noise=noise)
+    assert scores["scans/niqe"] == make_metric("niqe")(restored)
+    np.testing.assert_array_equal(row[LINE:, CROP + GAP :], restored)
+    np.testing.assert_array_equal(picture[2 * (height + GAP) + LINE :, CROP + GAP : 2 * CROP + GAP], restored)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"metrics": ("psnr", "psnrr")}, "no metric 'psnrr'; did you mean psnr"),
+    ({"metrics": ("niqe",)}, r"validation\.metrics: pictures of 64x64 pixels are too small"),
+    ({"metrics": ("fid",)}, r"validation\.metrics: fid compares folders"),
+    ({"protocol": "papr"}, r"validation\.protocol: no protocol 'papr'; did you mean paper\?"),
+    ({"real": ("no/such",)}, "no/such: no such folder"),
+])  # fmt: skip
+def test_what_cannot_be_measured_is_refused_at_once(photos, options, message):
+    with pytest.raises(InputError, match=message):
+        validation(photos, **options)
+
+
+def test_folders_of_one_name_are_refused(photos, tmp_path):
+    for folder in ("one/low", "two/low"):
+        write(tmp_path / folder / "a.png", photograph("chelsea", 20, 20))
+    with pytest.raises(InputError, match=r"validation\.real: two folders are called low"):
+        validation(None, real=(str(tmp_path / "one/low"), str(tmp_path / "two/low")))
+    write(tmp_path / "one/low/a.png", photograph("chelsea", 15, 20))
+    with pytest.raises(InputError, match=r"validation\.real: \S*a\.png: 20x15 pixels, each side must have at least 16"):
+        validation(None, real=(str(tmp_path / "one/low"),))
+    with pytest.raises(ValueError, match="photos is missing: a validation needs photos or real"):
+        ValidationConfig()
 
 
 def test_every_run_is_the_same_but_for_the_parameters(photos):

@@ -23,6 +23,7 @@ from faithdiff_jax.config import (
 )
 from faithdiff_jax.data.loader import DataConfig
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.evaluation.metrics.names import metric_info
 from faithdiff_jax.inference.options import RestoreOptions
 
 LOSSES = ("l1", "l2")
@@ -142,14 +143,20 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Restore `count` pictures of a folder every `every` steps, always with the same noise.
+    """Restore `count` pictures of each folder every `every` steps, always with the same noise.
 
     `photos` are high-quality pictures, degraded with a fixed seed at `level` (I, II or III; see
-    `data.degradation.degrade.LEVELS`) after a crop from their middle of `crop` pixels, scale 4. `restore` says how they
-    are restored, as on the command line; its seed plays no part.
+    `data.degradation.degrade.LEVELS`) after a crop from their middle of `crop` pixels, scale 4. `real` are folders of
+    pictures that are low-quality already, of which a middle of `crop` / 4 pixels is restored; they have no original.
+    `restore` says how they are restored, as on the command line; its seed plays no part. `metrics` are computed under
+    `protocol` (see `evaluation.metrics.names` and `evaluation.protocols`): all of them for `photos`, those without
+    reference for `real`.
     """
 
-    photos: str
+    photos: str | None = None
+    real: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("psnr", "ssim", "gmsd", "sharpness")
+    protocol: str = "paper"
     every: int = 1000
     count: int = 4
     crop: int = 512
@@ -166,6 +173,10 @@ class ValidationConfig:
             seed=SEEDS,
         )
         check_choice(self, "level", ("I", "II", "III"))
+        if self.photos is None and not self.real:
+            raise ValueError("photos is missing: a validation needs photos or real, or both")
+        for name in self.metrics:
+            metric_info(name)
         if self.restore.scale != VALIDATION_SCALE:
             raise ValueError(
                 f"restore.scale is {self.restore.scale:g}: must be {VALIDATION_SCALE}, as the degradation's"

@@ -25,8 +25,8 @@ LEAST_BLOCKS = 2
 WINDOW, SIGMA = 7, 7 / 6
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 """Down and right: the neighbours that a pixel is multiplied with."""
-SHAPES = np.arange(200, 10_001) / 1000
-"""The shape parameters of the generalised Gaussian that are tried."""
+SHAPES = (np.arange(200, 10_001) / 1000).astype(np.float32).astype(np.float64)
+"""The shape parameters of the generalised Gaussian that are tried, rounded as pyiqa's are."""
 
 
 def niqe(picture: Picture, *, color: Literal["yiq", "ycbcr"] = "yiq") -> float:

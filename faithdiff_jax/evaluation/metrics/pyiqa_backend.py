@@ -66,7 +66,7 @@ def _created(name: str) -> tuple[Any, Any]:
     """pyiqa's metric, and torch."""
     with contextlib.redirect_stdout(sys.stderr):  # pyiqa prints what it loads
         try:
-            pyiqa = _import_pyiqa()
+            pyiqa = import_pyiqa()
         except ModuleNotFoundError as error:
             missing = (error.name or "pyiqa").partition(".")[0]
             raise Unavailable(f"{name}: {missing} is not installed: pip install pyiqa; {LICENCE}") from None
@@ -87,7 +87,7 @@ def _created(name: str) -> tuple[Any, Any]:
     return metric, importlib.import_module("torch")
 
 
-def _import_pyiqa() -> Any:
+def import_pyiqa() -> Any:
     """Import pyiqa, also where torchvision's wheel for CUDA lies beside the CPU build of torch.
 
     torchvision's compiled operators do not load there, and what it registers for two of them fails until somebody
