@@ -11,26 +11,19 @@ import difflib
 import math
 import os
 import pathlib
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import yaml
-
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.errors import shown as shown  # for those who check values
 from faithdiff_jax.files.reading import read_text
+from faithdiff_jax.files.yaml_text import DEPTH_LIMIT, TEXT_LIMIT, check_size, parse_yaml
 
 Config = TypeVar("Config")
 
-# Far above any configuration, and read within seconds.
-TEXT_LIMIT = 1 << 17  # bytes
-DEPTH_LIMIT = 32  # of lists and mappings in one another
-SIZE_LIMIT = 20_000  # values, each counted as often as an alias repeats it
 LARGEST_WHOLE = 2**63
-SHOWN_AT_MOST = 60
-
 
 _PACKAGE = pathlib.Path(__file__).parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -93,15 +86,6 @@ def check_choice(config: object, name: str, choices: Sequence[str]) -> None:
         raise InputError(f"{name} is {shown(value)}: must be one of {', '.join(choices)}")
 
 
-def shown(value: object) -> str:
-    """A value as a message has it: on one line, and short however long it is."""
-    try:
-        text = " ".join(repr(value).split())
-    except (ValueError, RecursionError):  # integers of thousands of digits, lists a thousand deep
-        return f"a {type(value).__name__}"
-    return text if len(text) <= SHOWN_AT_MOST else f"{text[:SHOWN_AT_MOST]}..."
-
-
 def from_dict(cls: type[Config], data: Mapping[str, Any], source: str) -> Config:
     """Build a config dataclass from nested mappings.
 
@@ -110,7 +94,7 @@ def from_dict(cls: type[Config], data: Mapping[str, Any], source: str) -> Config
     Raises:
         InputError: an unknown key, a wrong type or a value its config refuses, with `source` and the key's full name.
     """
-    _check_size(data, source)
+    check_size(data, source)
     try:
         config: Config = _build(cls, data, "", None)
     except _Fault as fault:
@@ -129,7 +113,7 @@ def load_yaml(path: pathlib.Path | str) -> dict[str, Any]:
     Raises:
         InputError: a missing, unreadable, too large or too deeply nested file, or one of something else.
     """
-    data = _parse(read_text(path, TEXT_LIMIT, "YAML file"), str(path))
+    data = parse_yaml(read_text(path, TEXT_LIMIT, "YAML file"), str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path}: holds {type(data).__name__}, a mapping of keys to values is needed")
     return data
@@ -171,7 +155,7 @@ def override(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     Raises:
         InputError: not key=value, a value that is not YAML, or a key below another one's value.
     """
-    _check_size(data, "config")
+    check_size(data, "config")
     changed: dict[str, Any] = _plain(dict(data))
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -187,7 +171,7 @@ def override(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
                 raise InputError(f"override {shown(text)}: {parent} holds a value, not keys")
         if len(value) > TEXT_LIMIT:
             raise InputError(f"override {shown(text)}: at most {TEXT_LIMIT:,} characters are read")
-        node[name] = _parse(value, f"override {shown(text)}: {shown(value)}")
+        node[name] = parse_yaml(value, f"override {shown(text)}: {shown(value)}")
     return changed
 
 
@@ -240,7 +224,7 @@ def _build_config(cls: type, value: Any, name: str, default: Any) -> Any:
     for key, item in _keys(value, name or "it"):
         if key not in fields:
             unknown = _inside(name, key if isinstance(key, str) and key.isprintable() else shown(key))
-            raise _Fault(f"unknown key {unknown[:SHOWN_AT_MOST]} (known there: {', '.join(fields)})")
+            raise _Fault(f"unknown key {unknown[:60]} (known there: {', '.join(fields)})")
         inner = arguments.get(key, _default(fields[key]))
         arguments[key] = _build(hints[key], item, _inside(name, key), inner if _is_config(inner) else None)
     missing = [key for key, field in fields.items() if key not in arguments and _default(field) is dataclasses.MISSING]
@@ -295,73 +279,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _check_size(data: Any, source: str) -> None:
-    """Refuse what is nested too deep or too large to go through, cycles among it."""
-    nodes, count = [(data, 1)], 0
-    while nodes:
-        node, depth = nodes.pop()
-        count += 1
-        if depth > DEPTH_LIMIT:
-            raise InputError(f"{source}: nested too deep, at most {DEPTH_LIMIT} lists and mappings in one another")
-        if count > SIZE_LIMIT:
-            raise InputError(f"{source}: more than {SIZE_LIMIT:,} values")
-        if isinstance(node, Mapping):
-            nodes += [(item, depth + 1) for item in node.values()]
-        elif isinstance(node, (list, tuple)):
-            nodes += [(item, depth + 1) for item in node]
-
-
-def _parse(text: str, name: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        reason = re.sub(r' in "<unicode string>",', "", " ".join(str(error).split()))
-        raise InputError(f"{name} is not YAML ({reason[:200]})") from None
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
-        # Dates such as 2024-13-45, numbers of thousands of digits, a tag without its value.
-        raise InputError(f"{name}: has a value that cannot be used ({shown(str(error))[1:-1]})") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML within limits: aliases count as often as they repeat, and a key stands in a mapping once."""
-
-    def __init__(self, text: str):
-        super().__init__(text)
-        self._depth = 0
-        self._sizes: dict[int, tuple[int, int]] = {}
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node of the document, whose size and depth are known once its children are."""
-        if self._depth >= DEPTH_LIMIT:
-            raise yaml.YAMLError(f"nested too deep, at most {DEPTH_LIMIT} lists and mappings in one another")
-        is_alias = self.check_event(yaml.AliasEvent)
-        self._depth += 1
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        if is_alias:
-            if id(node) not in self._sizes:
-                raise yaml.YAMLError("an alias inside of what it stands for")
-            return node
-        children = []
-        if isinstance(node, yaml.SequenceNode):
-            children = node.value
-        elif isinstance(node, yaml.MappingNode):
-            children = [child for pair in node.value for child in pair]
-            self._check_keys(node)
-        sizes = [self._sizes[id(child)] for child in children]
-        size, depth = 1 + sum(size for size, _ in sizes), 1 + max((depth for _, depth in sizes), default=0)
-        if size > SIZE_LIMIT or depth > DEPTH_LIMIT:
-            raise yaml.YAMLError(f"more than {SIZE_LIMIT:,} values, or more than {DEPTH_LIMIT} levels, by its aliases")
-        self._sizes[id(node)] = size, depth
-        return node
-
-    @staticmethod
-    def _check_keys(node: yaml.MappingNode) -> None:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in seen:
-                    raise yaml.YAMLError(f"the key {shown(key.value)} occurs twice in a mapping")
-                seen.add(key.value)

@@ -171,8 +171,8 @@ def test_too_many_tokens_are_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layers": 0}, "layers is 0: must be at least 1"),
-        ({"projection": 0}, "projection is 0: must be at least 1"),
+        ({"layers": 0}, "layers is 0: must be a whole number from 1 to 256"),
+        ({"projection": 0}, "projection is 0: must be a whole number from 1 to 65536"),
         ({"heads": 5}, r"width is 24: must be a multiple of heads, 5"),
         ({"activation": "relu"}, "activation is 'relu': must be one of quick_gelu, gelu"),
         ({"output": "last"}, "output is 'last': must be one of penultimate, final"),

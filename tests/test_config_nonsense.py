@@ -9,8 +9,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from faithdiff_jax.config import SIZE_LIMIT, Range, check_ranges, from_dict, load_yaml, override, shown, to_dict
-from faithdiff_jax.errors import InputError
+from faithdiff_jax.config import Range, check_ranges, from_dict, load_yaml, override, to_dict
+from faithdiff_jax.errors import InputError, shown
+from faithdiff_jax.files.yaml_text import SIZE_LIMIT
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.training.autoencoder import AutoencoderConfig
 from faithdiff_jax.training.config import TrainConfig, load_train_config

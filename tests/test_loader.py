@@ -235,18 +235,18 @@ def test_too_many_bad_files_apart_from_each_other_stop_it_too(tmp_path, tokenize
         ({"sources": [{"photos": "a", "shorter_side": [512, 510]}]}, "shorter_side 512, 510"),
         ({"sources": [{"shards": "a", "captions": "b"}]}, "shards hold their captions"),
         ({"sources": [{"photo": "a"}]}, r"unknown key sources\[0\]\.photo"),
-        ({"crop": 30}, "crop 30: must be a positive multiple"),
+        ({"crop": 30}, "crop is 30: must be a positive multiple"),
         ({"sources": [{"photos": "a", "weight": float("nan")}]}, "weight nan of photos=a"),
         ({"sources": [{"photos": "a", "shorter_side": [4, 1 << 40]}]}, "shorter_side 4, 1099511627776"),
-        ({"crop": 1_000_000_000}, "crop 1000000000: must be a whole number up to 8192"),
-        ({"crop": -4}, "crop -4: must be a positive multiple"),
+        ({"crop": 1_000_000_000}, "crop is 1000000000: must be a whole number up to 8192"),
+        ({"crop": -4}, "crop is -4: must be a positive multiple"),
         ({"crop": "x"}, "crop"),
-        ({"workers": -1}, "workers = -1: must be a whole number from 0 to 1024"),
-        ({"prefetch": 0}, "prefetch = 0"),
-        ({"caption_dropout": 1.5}, "caption_dropout = 1.5"),
-        ({"caption_dropout": float("nan")}, "caption_dropout = nan"),
-        ({"bad_file_limit": -0.1}, "bad_file_limit = -0.1"),
-        ({"bad_file_limit": float("inf")}, "bad_file_limit = inf"),
+        ({"workers": -1}, "workers is -1: must be a whole number from 0 to 1024"),
+        ({"prefetch": 0}, "prefetch is 0"),
+        ({"caption_dropout": 1.5}, "caption_dropout is 1.5"),
+        ({"caption_dropout": float("nan")}, "caption_dropout is nan"),
+        ({"bad_file_limit": -0.1}, "bad_file_limit is -0.1"),
+        ({"bad_file_limit": float("inf")}, "bad_file_limit is inf"),
     ],
 )
 def test_settings_that_are_refused(changes, message):
@@ -265,9 +265,9 @@ def test_the_published_mixture_can_be_written_down():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch": 3, "process_count": 2}, "batch 3: must be a multiple of the number of processes, 2"),
-        ({"batch": 0}, "batch 0: must be a whole number from 1"),
-        ({"batch": 1 << 21}, "batch 2097152: must be a whole number"),
+        ({"batch": 3, "process_count": 2}, "batch is 3: must be a multiple of the number of processes, 2"),
+        ({"batch": 0}, "batch is 0: must be a whole number from 1"),
+        ({"batch": 1 << 21}, "batch is 2097152: must be a whole number"),
         ({"batch": 1 << 20, "crop": 8192}, "1,048,576 samples with crop 8192 take 1688849.9 GB in each process"),
         ({"batch": 64, "workers": 1000, "crop": 1024}, "GB of shared memory"),
         ({"sources": ()}, "sources is empty"),
@@ -280,12 +280,12 @@ def test_what_the_loader_refuses(photos, tokenize, settings, message):
 
 def test_seeds_processes_and_folders_that_are_refused(photos, tokenize):
     source = SourceConfig(photos=str(photos))
-    with pytest.raises(ValueError, match="process_index 2: must be from 0 to 1"):
+    with pytest.raises(ValueError, match="process_index is 2: must be from 0 to 1"):
         load(tokenize, source, process_index=2, process_count=2)
     with pytest.raises(InputError, match="nowhere: no such folder"):
         load(tokenize, SourceConfig(photos="nowhere"))
     for seed in (-1, 1 << 32, 0.5, True):
-        with pytest.raises(InputError, match=f"seed {seed}: must be a whole number from 0"):
+        with pytest.raises(InputError, match=f"seed is {seed}: must be a whole number from 0"):
             Loader(DataConfig(sources=(source,)), tokenize, batch=1, seed=seed)
 
 

@@ -24,20 +24,20 @@ def test_every_option_says_what_it_is():
         about = field.metadata["about"]
         assert hints[field.name] in (about.kind, about.kind | None)
         assert about.help
-        assert about.kind is str or math.isfinite(about.most)
+        assert about.kind is str or math.isfinite(about.within.high)
 
 
 @pytest.mark.parametrize("field", NUMBERS, ids=lambda field: field.name)
 def test_numbers_have_closed_ranges(field):
     about = field.metadata["about"]
-    least = about.least if math.isfinite(about.least) else 1e-300  # above 0
-    for value in (about.kind(least), about.kind(about.most)):
+    low, high = about.within.low, about.within.high
+    for value in (1e-300 if about.within.above else about.kind(low), about.kind(high)):
         assert getattr(RestoreOptions(**{field.name: value}), field.name) == value
-    outside = math.nextafter(least, -math.inf) if about.kind is float else int(least) - 1
-    beyond = math.nextafter(about.most, math.inf) if about.kind is float else int(about.most) + 1
-    below = 0.0 if not math.isfinite(about.least) else outside
+    outside = math.nextafter(low, -math.inf) if about.kind is float else int(low) - 1
+    beyond = math.nextafter(high, math.inf) if about.kind is float else int(high) + 1
+    below = 0.0 if about.within.above else outside
     for value in (below, beyond, math.nan, math.inf, -math.inf, True, "1", None if field.default is not None else b"1"):
-        with pytest.raises(InputError, match=f"^{field.name} is .*: must be a (whole )?number (above|between) "):
+        with pytest.raises(InputError, match=f"^{field.name} is .*: must be (a whole number )?(above|from) "):
             RestoreOptions(**{field.name: value})
 
 
@@ -52,8 +52,8 @@ def test_all_faults_are_told_at_once():
     with pytest.raises(InputError) as caught:
         RestoreOptions(steps=0, guidance=math.nan, sampler="plms", negative_caption="\ud800")
     assert str(caught.value).split("; ") == [
-        "steps is 0: must be a whole number between 1 and 100000",
-        "guidance is nan: must be a number between 0 and 100",
+        "steps is 0: must be a whole number from 1 to 100000",
+        "guidance is nan: must be from 0 to 100",
         "sampler is 'plms': must be one of euler, ddpm",
         "negative_caption is '\\ud800': must be text",
     ]

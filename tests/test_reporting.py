@@ -16,7 +16,8 @@ from PIL import Image
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.training import reporting as watch_module
 from faithdiff_jax.training.config import WatchConfig
-from faithdiff_jax.training.reporting import Watch, steps_logged, timed
+from faithdiff_jax.training.reporting import Watch, timed
+from faithdiff_jax.training.run_log import steps_logged
 
 PICTURE = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
 

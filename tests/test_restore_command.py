@@ -19,6 +19,7 @@ from PIL import Image
 from faithdiff_jax.cli.command import Parser
 from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.cli.restore import add_flags, plan_jobs
+from faithdiff_jax.config import Range
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.options import RestoreOptions, option
 from faithdiff_jax.inference.pipeline import FaithDiff
@@ -126,26 +127,26 @@ def test_inputs_of_one_stem_do_not_overwrite_each_other(model, photos, tmp_path)
         (["--input", "text.png"], "text.png"),
         (["--input", "dot.png"], "dot.png"),
         (["--input", "tiny.png", "--scale", "1"], "each side must come to 8 or more"),
-        (["--scale", "0"], "scale is 0.0: must be a number above 0 and at most 32"),
-        (["--scale", "nan"], "scale is nan: must be a number above 0"),
-        (["--scale", "179"], "scale is 179.0: must be a number above 0 and at most 32"),
+        (["--scale", "0"], "scale is 0.0: must be above 0 and at most 32"),
+        (["--scale", "nan"], "scale is nan: must be above 0"),
+        (["--scale", "179"], "scale is 179.0: must be above 0 and at most 32"),
         (["--scale", "٣"], "argument --scale: '٣': must be a number"),
-        (["--steps", "0"], "steps is 0: must be a whole number between 1 and"),
+        (["--steps", "0"], "steps is 0: must be a whole number from 1 to"),
         (["--steps", "1001"], "steps is 1001: must be between 1 and 1000 for this model"),
         (["--steps", "many"], "argument --steps: 'many': must be a whole number"),
         (["--steps", "9" * 5000], "must be a whole number"),
-        (["--guidance", "-1"], "guidance is -1.0: must be a number between 0 and 100"),
+        (["--guidance", "-1"], "guidance is -1.0: must be from 0 to 100"),
         (["--tile", "2"], "tile is 2 latent pixels: must be at least 4"),
         (["--overlap", "2"], "overlap is 2.0"),
-        (["--overlap", "1e-9"], "overlap is 1e-09: must be a number between 0.0625 and 1"),
+        (["--overlap", "1e-9"], "overlap is 1e-09: must be from 0.0625 to 1"),
         (["--vae-tile", "100"], "vae_tile is 100: must be a multiple of 32 for this model"),
-        (["--vae-tile", "16"], "vae_tile is 16: must be a whole number between 64 and"),
+        (["--vae-tile", "16"], "vae_tile is 16: must be a whole number from 64 to"),
         (["--vae-tile", "-1024"], "vae_tile is -1024"),
         (["--multiple", "9"], "multiple is 9: must be a multiple of 8 for this model"),
-        (["--multiple", "0"], "multiple is 0: must be a whole number between 1 and 2048"),
+        (["--multiple", "0"], "multiple is 0: must be a whole number from 1 to 2048"),
         (["--multiple", "-8"], "multiple is -8"),
         (["--multiple", "2147483648"], "multiple is 2147483648"),
-        (["--seed", "-1"], "seed is -1: must be a whole number between 0 and 4294967295"),
+        (["--seed", "-1"], "seed is -1: must be a whole number from 0 to 4294967295"),
         (["--start", "middle"], "argument --start: invalid choice: 'middle'"),
         (["--captions", "nowhere"], "argument --captions: nowhere: no such folder"),
         (["--captions", "empty", "--caption", "x"], "--caption and --captions: give one of them"),
@@ -286,7 +287,7 @@ def test_every_option_is_a_flag_with_its_range_and_default(capsys):
     said = " ".join(capsys.readouterr().out.split())
     for field in dataclasses.fields(RestoreOptions):
         assert f"--{field.name.replace('_', '-')} " in said
-    assert "--steps N denoising steps; a whole number between 1 and 100000 (default: 20)" in said
+    assert "--steps N denoising steps; a whole number from 1 to 100000 (default: 20)" in said
 
 
 def test_a_new_field_is_a_new_flag():
@@ -294,13 +295,13 @@ def test_a_new_field_is_a_new_flag():
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class More(RestoreOptions):
-        sharpness: float = option(0.5, "of the result", least=0, most=1)
+        sharpness: float = option(0.5, "of the result", within=Range(0, 1))
 
     parser = Parser("")
     add_flags(parser, More)
     given = parser.parse_args(["--input", "a", "--output", "b", "--sharpness", "0.25"])
     assert More(sharpness=given.sharpness, steps=3).sharpness == 0.25
-    with pytest.raises(InputError, match="sharpness is 2: must be a number between 0 and 1"):
+    with pytest.raises(InputError, match="sharpness is 2: must be from 0 to 1"):
         More(sharpness=2)
 
 

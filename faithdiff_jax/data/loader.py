@@ -20,14 +20,16 @@ import grain
 import numpy as np
 from absl import flags
 
-from faithdiff_jax.data.checks import check_probability, check_whole, is_whole
+from faithdiff_jax.config import Range, check_ranges
+from faithdiff_jax.data.checks import check_probability, is_whole
 from faithdiff_jax.data.mixture import Mixture, SourceConfig, check_weights
 from faithdiff_jax.data.samples import Sample, SampleConfig, make_sample
 from faithdiff_jax.data.sources import Source
-from faithdiff_jax.errors import InputError
+from faithdiff_jax.errors import InputError, shown
 from faithdiff_jax.files.images import to_float
 
 SHARED_MEMORY = "/dev/shm"
+BATCHES, SEEDS = Range(1, 1 << 20, whole=True), Range(0, (1 << 32) - 1, whole=True)
 Tokenize = Callable[[Sequence[str]], Sequence[np.ndarray]]
 Batch = dict[str, np.ndarray]
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class DataConfig(SampleConfig):
         super().__post_init__()
         if self.sources:
             check_weights(self.sources)
-        check_whole(self, workers=(0, 1024), prefetch=(1, 1024))
+        check_ranges(self, workers=Range(0, 1024, whole=True), prefetch=Range(1, 1024, whole=True))
         check_probability(self, "bad_file_limit")
 
 
@@ -126,12 +128,12 @@ class Loader:
         process_count: int = 1,
     ):
         if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index {process_index}: must be from 0 to {process_count - 1}")
-        for name, value, (low, high) in (("batch", batch, (1, 1 << 20)), ("seed", seed, (0, (1 << 32) - 1))):
-            if not (is_whole(value) and low <= value <= high):
-                raise InputError(f"{name} {value!r:.60}: must be a whole number from {low} to {high}")
+            raise ValueError(f"process_index is {process_index}: must be from 0 to {process_count - 1}")
+        for name, value, allowed in (("batch", batch, BATCHES), ("seed", seed, SEEDS)):
+            if value not in allowed:
+                raise InputError(f"{name} is {shown(value)}: {allowed}")
         if batch % process_count:
-            raise InputError(f"batch {batch}: must be a multiple of the number of processes, {process_count}")
+            raise InputError(f"batch is {batch}: must be a multiple of the number of processes, {process_count}")
         check_weights(config.sources)
         self.config, self.batch, self.seed = config, batch, seed
         self.tokenize = tokenize

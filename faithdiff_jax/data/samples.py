@@ -19,6 +19,7 @@ from faithdiff_jax.data.checks import check_probability, is_whole
 from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.degradation.degrade import DegradationConfig, degrade
 from faithdiff_jax.data.sources import PAIR_SCALE, Record, check_pair_size
+from faithdiff_jax.errors import InputError, shown
 from faithdiff_jax.files.captions import trim_caption
 
 UPSCALING = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
@@ -40,10 +41,10 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         if not is_whole(self.crop) or self.crop > LARGEST_CROP:
-            raise ValueError(f"crop {self.crop!r:.60}: must be a whole number up to {LARGEST_CROP}")
+            raise InputError(f"crop is {shown(self.crop)}: must be a whole number up to {LARGEST_CROP}")
         for scale in (PAIR_SCALE, self.degradation.scale):
             if self.crop < scale or self.crop % scale:
-                raise ValueError(f"crop {self.crop}: must be a positive multiple of the scale {scale}")
+                raise InputError(f"crop is {self.crop}: must be a positive multiple of the scale {scale}")
         check_probability(self, "caption_dropout")
 
 

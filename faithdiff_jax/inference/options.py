@@ -7,12 +7,12 @@ Nothing here imports JAX, so that help and wrong flags need not wait for it.
 """
 
 import dataclasses
-import math
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
+from faithdiff_jax.config import Range
 from faithdiff_jax.diffusion.names import SAMPLERS
-from faithdiff_jax.errors import InputError
+from faithdiff_jax.errors import InputError, shown
 from faithdiff_jax.files.captions import is_unicode
 from faithdiff_jax.files.images import MAX_TARGET_PIXELS
 from faithdiff_jax.inference.grid import count_tiles
@@ -34,10 +34,8 @@ class About:
     """int, float or str; None is taken too where it is the default."""
     help: str
     """For people, with the unit; the range and the default are added to it."""
-    least: float = -math.inf
-    above: float = -math.inf
-    """An open bound, in place of `least`."""
-    most: float = math.inf
+    within: Range | None = None
+    """Of numbers."""
     among: tuple[str, ...] = ()
     """The values there are; for strings."""
     flag: str | None = None
@@ -45,20 +43,10 @@ class About:
 
     @property
     def range(self) -> str:
-        """The range in words: "a whole number between 1 and 10"."""
-        if self.kind is str:
-            return f"one of {', '.join(self.among)}" if self.among else "text"
-        kind = "a whole number" if self.kind is int else "a number"
-        if math.isfinite(self.above):
-            return f"{kind} above {self.above:g}" + (f" and at most {self.most:g}" if self.most < math.inf else "")
-        if math.isfinite(self.least):
-            upper = f"{self.most:.10g}"
-            return (
-                f"{kind} between {self.least:g} and {upper}"
-                if self.most < math.inf
-                else f"{kind}, {self.least:g} or more"
-            )
-        return kind
+        """The range in words: "a whole number from 1 to 10"."""
+        if self.within is not None:
+            return str(self.within).removeprefix("must be ")
+        return f"one of {', '.join(self.among)}" if self.among else "text"
 
     def accepted(self, value: Any) -> Any:
         """The value as a plain int, float or str; ValueError for another type or one out of range."""
@@ -72,21 +60,25 @@ class About:
             number = self.kind(value)
         except OverflowError:
             raise ValueError from None
-        if not (self.least <= number <= self.most and number > self.above):  # false for NaN
+        if self.within is not None and number not in self.within:
             raise ValueError
         return number
 
 
-def option(default: Any, help: str, *, kind: type | None = None, **limits: Any) -> Any:
+def option(default: Any, help: str, *, kind: type | None = None, within: Range | None = None, **more: Any) -> Any:
     """A field of `RestoreOptions`.
 
     Args:
         default: the published one.
         help: what it is for.
         kind: of the value; the default's by default.
-        limits: the other fields of `About`.
+        within: the numbers there are; whole ones only where `kind` is int.
+        more: the other fields of `About`.
     """
-    about = About(kind=kind or type(default), help=help, **limits)
+    kind = kind or type(default)
+    if within is not None:
+        within = dataclasses.replace(within, whole=kind is int)
+    about = About(kind=kind, help=help, within=within, **more)
     return dataclasses.field(default=default, metadata={"about": about})
 
 
@@ -98,34 +90,34 @@ class RestoreOptions:
         InputError: values of another type or out of their range, all of them at once.
     """
 
-    scale: float = option(2.0, "how many times larger each side becomes", above=0, most=32)
-    steps: int = option(20, "denoising steps", least=1, most=100_000)
-    guidance: float = option(5.0, "weight of the caption; 1 or less for none", least=0, most=100)
-    guidance_rescale: float = option(0.0, "against overexposure at high guidance", least=0, most=1)
-    seed: int = option(42, "of all noise", least=0, most=2**32 - 1)
+    scale: float = option(2.0, "how many times larger each side becomes", within=Range(0, 32, above=True))
+    steps: int = option(20, "denoising steps", within=Range(1, 100_000))
+    guidance: float = option(5.0, "weight of the caption; 1 or less for none", within=Range(0, 100))
+    guidance_rescale: float = option(0.0, "against overexposure at high guidance", within=Range(0, 1))
+    seed: int = option(42, "of all noise", within=Range(0, 2**32 - 1))
     sampler: str = option("euler", "deterministic (euler) or ancestral (ddpm)", among=SAMPLERS)
     start: str = option("lr", "start from the noised input or from noise alone", among=STARTS)
     negative_caption: str = option("", "what guidance leads away from")
-    tile: int = option(128, "side of a tile in latent pixels (8 image pixels each for SDXL)", least=1, most=2**14)
-    overlap: float = option(0.5, "stride from tile to tile as a fraction of a tile, as published", least=1 / 16, most=1)
-    tile_batch: int = option(1, "tiles that go through the UNet together", least=1, most=1024)
+    tile: int = option(128, "side of a tile in latent pixels (8 image pixels each for SDXL)", within=Range(1, 2**14))
+    overlap: float = option(
+        0.5, "stride from tile to tile as a fraction of a tile, as published", within=Range(1 / 16, 1)
+    )
+    tile_batch: int = option(1, "tiles that go through the UNet together", within=Range(1, 1024))
     vae_tile: int = option(
-        1024, "side in image pixels above which encoders and decoder work in tiles", least=64, most=2**14
+        1024, "side in image pixels above which encoders and decoder work in tiles", within=Range(64, 2**14)
     )
     multiple: int | None = option(
         None,
         "pad sides to a multiple of this many pixels (default: the VAE's factor, 8 for SDXL); with a larger one, "
         "pictures of many sizes share their compiled programs, at slightly other results",
         kind=int,
-        least=1,
-        most=2048,
+        within=Range(1, 2048),
     )
     color_fix: str = option("adain", "how the restored picture takes on the input's colours", among=COLOR_FIXES)
     wavelet_levels: int = option(
         WAVELET_LEVELS,
         "under wavelet, what is coarser than 2^N pixels is the input's",
-        least=1,
-        most=MOST_WAVELET_LEVELS,
+        within=Range(1, MOST_WAVELET_LEVELS),
     )
 
     def __post_init__(self) -> None:
@@ -137,7 +129,7 @@ class RestoreOptions:
             try:
                 object.__setattr__(self, field.name, about.accepted(value))
             except ValueError:
-                faults.append(f"{field.name} is {_shown(value)}: must be {about.range}")
+                faults.append(f"{field.name} is {shown(value)}: must be {about.range}")
         _refuse(faults)
 
     def replace(self, **changes: Any) -> "RestoreOptions":
@@ -194,13 +186,3 @@ class RestoreOptions:
 def _refuse(faults: list[str]) -> None:
     if faults:
         raise InputError("; ".join(faults))
-
-
-def _shown(value: Any) -> str:
-    """A value as a message names it: on one line, and short."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # such as an integer of more digits than Python writes out
-        text = f"a {type(value).__name__}"
-    text = text.encode("unicode_escape").decode() if not is_unicode(text) else text
-    return text if len(text) <= 60 else f"{text[:57]}..."

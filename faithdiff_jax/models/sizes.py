@@ -3,6 +3,9 @@
 import typing
 from typing import Any
 
+from faithdiff_jax.config import Range
+from faithdiff_jax.errors import shown
+
 LARGEST_WIDTH = 65_536
 MOST_LAYERS = 256
 MOST_LEVELS = 10
@@ -20,20 +23,16 @@ def check_sizes(config: Any, least: int, most: int, *names: str) -> None:
         per_level = isinstance(getattr(type(config), name), tuple)
         if isinstance(value, tuple) != per_level:
             wanted = "a list, one whole number per level" if per_level else "a whole number"
-            raise ValueError(f"{name} is {value!r:.60}: must be {wanted}")
-        for size in value if isinstance(value, tuple) else (value,):
-            if not isinstance(size, int) or isinstance(size, bool):
-                raise ValueError(f"{name} is {value!r:.60}: must be a whole number")
-            if size < least:
-                raise ValueError(f"{name} is {value}: must be at least {least}")
-            if size > most:
-                raise ValueError(f"{name} is {value!r:.60}: must be at most {most:,}")
+            raise ValueError(f"{name} is {shown(value)}: must be {wanted}")
+        allowed = Range(least, most, whole=True)
+        if any(size not in allowed for size in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{name} is {shown(value)}: {allowed}")
 
 
 def check_levels(channels: tuple[int, ...]) -> None:
     """Raise ValueError unless there is a level, and no more than any picture has."""
     if not isinstance(channels, tuple):
-        raise ValueError(f"channels is {channels!r:.60}: must be a list, one whole number per level")
+        raise ValueError(f"channels is {shown(channels)}: must be a list, one whole number per level")
     if not channels:
         raise ValueError("channels is empty: at least one level is needed")
     if len(channels) > MOST_LEVELS:

@@ -1,4 +1,4 @@
-"""Which parameters train, in which group, and which are frozen: patterns over dotted paths, none left out."""
+"""Which parameters train, in which group, and which are frozen: patterns that together cover every dotted path."""
 
 import fnmatch
 from collections.abc import Iterable, Mapping
@@ -8,23 +8,22 @@ from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.lora import LORA_GROUP, adapter_paths
 
 NAMED_AT_MOST = 5
-# The VAE is only ever encoded with, and its latents are the loss's ground: autoencoder.py trains it.
+# The VAE only encodes here, and its latents are what the loss compares with; autoencoder.py trains it.
 NEVER_TRAINED = "vae."
 
 
 def assign_groups(config: TrainConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Name the group of every parameter that trains.
+    """The group of every parameter that trains.
 
     Args:
         config: the run's groups, frozen patterns and LoRA.
         shapes: dotted path, part first -> shape, of every parameter of the model.
 
     Returns:
-        Path -> group of what trains, LoRA's own parameters included; all other paths are frozen.
+        Path -> group of each parameter that trains, including LoRA's own; all other paths are frozen.
 
     Raises:
-        InputError: a pattern that matches nothing, a parameter that two groups claim or that none speaks for, or one
-            that cannot train.
+        InputError: a pattern that matches nothing, a parameter in two groups or in none, or one that must stay frozen.
     """
     claims: dict[str, list[str]] = {path: [] for path in shapes}
     patterns = [

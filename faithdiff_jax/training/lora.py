@@ -1,7 +1,7 @@
 """Low-rank adaptation (Hu et al. 2021): frozen kernels W become W + (alpha / rank) A B, and only A and B train.
 
-A kernel's A is (..., in, rank) and its B (..., rank, out), with the leading axis of a stack; B starts at zero, so that
-training starts from the plain model, and the sum is an ordinary kernel again whenever a model is to be saved.
+A kernel's A is (..., in, rank) and its B (..., rank, out), with a leading axis for stacked layers. B starts at zero, so
+training starts from the plain model. When a model is saved, the sum is an ordinary kernel again.
 """
 
 import fnmatch
@@ -23,8 +23,8 @@ def adapter_shapes(config: LoRAConfig, shapes: Mapping[str, tuple[int, ...]]) ->
     """`lora.<kernel's path>.a` and `.b` -> shape, for every kernel that the patterns match.
 
     Raises:
-        InputError: a pattern that matches nothing or something other than the kernel of a linear layer, or a rank that
-            saves nothing.
+        InputError: a pattern that matches no parameter, or one that is not the kernel of a linear layer; a rank that
+            is not below both sides of a kernel.
     """
     adapters = {}
     for pattern in config.parameters:
@@ -48,7 +48,7 @@ def adapter_shapes(config: LoRAConfig, shapes: Mapping[str, tuple[int, ...]]) ->
 def adapter_paths(
     config: LoRAConfig, shapes: Mapping[str, tuple[int, ...]], trained: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """The paths of `adapter_shapes`; a kernel that a group trains as well is an InputError."""
+    """The paths of `adapter_shapes`; InputError for a kernel that a group also trains."""
     paths = tuple(adapter_shapes(config, shapes))
     for path in paths:
         kernel = path.removeprefix(PREFIX).rpartition(".")[0]
@@ -58,7 +58,7 @@ def adapter_paths(
 
 
 def initial_adapter(path: str, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
-    """A uniform in +-1/sqrt(inputs), from the key and the path; B zero. float32."""
+    """The initial A (uniform in +-1/sqrt(inputs)) or B (zeros), as the path says; float32."""
     if path.endswith(".b"):
         return jnp.zeros(shape, jnp.float32)
     bound = 1 / math.sqrt(shape[-2])
@@ -71,7 +71,7 @@ def merged(kernel: Any, a: Any, b: Any, scale: float) -> Any:
 
 
 def merge_adapters(config: LoRAConfig | None, params: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of the model, without `lora.` paths: every adapted kernel with its update added."""
+    """All parameters of the plain model: each adapted kernel with its update added, no `lora.` paths."""
     plain = {path: array for path, array in params.items() if not path.startswith(PREFIX)}
     if config is not None:
         for path in params:

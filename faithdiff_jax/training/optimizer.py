@@ -1,4 +1,4 @@
-"""AdamW with a learning rate for each group of parameters, warm-up, cosine and clipping; and the moving average."""
+"""AdamW with a learning rate per parameter group, warm-up, cosine decay and clipping; and the moving average."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Flat = dict[str, jax.Array]
 
 
 def all_groups(config: TrainConfig) -> dict[str, GroupConfig]:
-    """The run's groups, LoRA's among them."""
+    """The run's groups, including LoRA's."""
     groups = dict(config.groups)
     if config.lora is not None:
         fields = {field.name: getattr(config.lora, field.name) for field in dataclasses.fields(GroupConfig)}
@@ -31,7 +31,7 @@ def learning_rate(config: TrainConfig, group: GroupConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: TrainConfig, labels: Mapping[str, str]) -> optax.GradientTransformation:
-    """The transformation of a flat dict of gradients; `labels` are `assign_groups`'s."""
+    """The optax transformation for a flat dictionary of gradients; `labels` come from `assign_groups`."""
     settings = config.optimizer
 
     def adamw(group: GroupConfig) -> optax.GradientTransformation:
@@ -50,7 +50,7 @@ def make_optimizer(config: TrainConfig, labels: Mapping[str, str]) -> optax.Grad
 
 
 def group_norms(gradients: Flat, labels: Mapping[str, str]) -> dict[str, jax.Array]:
-    """The gradients' global norm of each group."""
+    """The global norm of each group's gradients, by group name."""
     return {
         name: optax.tree.norm([gradients[path] for path in gradients if labels[path] == name])
         for name in sorted(set(labels.values()))
@@ -58,7 +58,7 @@ def group_norms(gradients: Flat, labels: Mapping[str, str]) -> dict[str, jax.Arr
 
 
 def update_average(config: EMAConfig, average: Flat, trained: Flat, step: jax.Array) -> Flat:
-    """The moving average after `step` (from 0): short at first, so that it forgets the initial parameters."""
+    """The moving average after `step`, counted from 0: short at first, so that it forgets the initial parameters."""
     decay = jnp.minimum(config.decay, (1.0 + step) / (10.0 + step))
     updated: Flat = jax.tree.map(lambda kept, new: kept + (1 - decay) * (new - kept), average, trained)
     return updated

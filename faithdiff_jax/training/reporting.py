@@ -8,11 +8,9 @@ run has lost nothing but the interval it was in.
 """
 
 import contextlib
-import itertools
 import json
 import logging
 import math
-import os
 import pathlib
 import threading
 import time
@@ -27,15 +25,14 @@ from tqdm import tqdm
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.images import save_image
-from faithdiff_jax.files.writing import write_text
 from faithdiff_jax.planning.flops import peak_tflops
 from faithdiff_jax.training.config import WatchConfig
+from faithdiff_jax.training.events import Events
+from faithdiff_jax.training.run_log import LOG, drop_after
 
 log = logging.getLogger("faithdiff_jax")
 
-LOG = "metrics.jsonl"
 STILL_EVERY = 20.0  # seconds
-CHECKPOINT = '"checkpoint"'  # as the log has it
 BUCKETS, BUCKET = 10, 100
 PER_SAMPLE = ("losses", "timesteps")
 SMOOTHING = 0.05
@@ -89,7 +86,7 @@ class Watch:
         self._wandb: Any = None if config.wandb_project is None else _import_wandb(config.wandb_project)
         self._open = contextlib.ExitStack()
         self._bar: tqdm[Any] | None = None
-        self._events: _Events | None = None
+        self._events: Events | None = None
         self._run: Any = None
         self._interval = _Interval()
         self._last = first_step
@@ -103,10 +100,10 @@ class Watch:
             return self
         with _writing(self._folder), contextlib.ExitStack() as stack:
             self._folder.mkdir(parents=True, exist_ok=True)
-            _drop_after(self._folder / LOG, self._first)
+            drop_after(self._folder / LOG, self._first)
             self._log = stack.enter_context((self._folder / LOG).open("a", encoding="utf-8"))
             if self._config.tensorboard:
-                self._events = _Events(self._folder / "tensorboard", self._first)
+                self._events = Events(self._folder / "tensorboard", self._first)
                 stack.callback(self._events.close)
             if self._wandb is not None:
                 self._run = self._start_wandb()
@@ -289,49 +286,6 @@ class _Interval:
         return scalars
 
 
-class _Events:
-    """TensorBoard events, written at once.
-
-    tensorboardX's own writer queues them for a thread, which a full disk ends: then the queue fills up, and the run
-    hangs on it without a word. Only its formats are used.
-    """
-
-    def __init__(self, folder: pathlib.Path, first_step: int):
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.record_writer import RecordWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._event = Event
-        # TensorBoard reads the files of a folder in the order of their names.
-        name = f"events.out.tfevents.{time.time():017.6f}.{os.getpid()}"
-        self._records = RecordWriter(str(folder / name))
-        self._put(file_version="brain.Event:2")
-        # TensorBoard then forgets the steps after the first one, which a stopped run had gone on to.
-        self._put(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
-        self._records.flush()
-
-    def scalars(self, scalars: Mapping[str, float], step: int) -> None:
-        """Write numbers of a step."""
-        from tensorboardX.summary import scalar
-
-        for name, value in scalars.items():
-            self._put(step=step, summary=scalar(name, value))
-        self._records.flush()
-
-    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """Write (H, W, 3) uint8."""
-        from tensorboardX.summary import image
-
-        self._put(step=step, summary=image(name, picture, dataformats="HWC"))
-        self._records.flush()
-
-    def close(self) -> None:
-        self._records.close()
-
-    def _put(self, **fields: Any) -> None:
-        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-
-
 @contextlib.contextmanager
 def timed(what: str) -> Iterator[None]:
     """Log what is being done, how long it has taken so far every `STILL_EVERY` seconds, and how long it took."""
@@ -350,34 +304,6 @@ def timed(what: str) -> Iterator[None]:
         done.set()
         thread.join()
     log.info("%s: done in %.1f s", what, time.perf_counter() - start)
-
-
-def steps_logged(folder: pathlib.Path) -> tuple[int, bool]:
-    """The last step that a run's log has a line of (0 for none), and whether it says that a checkpoint was saved."""
-    lines = _lines(folder / LOG)
-    return max((step for step, _ in lines), default=0), any(CHECKPOINT in line for _, line in lines)
-
-
-def _drop_after(path: pathlib.Path, step: int) -> None:
-    """Cut from the log what is of later steps, or was cut short itself when a run was killed.
-
-    A run that starts over keeps the log of the one before it under another name.
-    """
-    lines = _lines(path)
-    if step == 0 and lines:
-        numbers = itertools.count(1)
-        path.rename(next(name for n in numbers if not (name := path.with_stem(f"{path.stem}-{n}")).exists()))
-    elif path.exists():
-        write_text(path, "".join(f"{line}\n" for number, line in lines if number <= step))
-
-
-def _lines(path: pathlib.Path) -> list[tuple[int, str]]:
-    """(step, line) for every whole line of a log."""
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-            lines.append((int(json.loads(line)["step"]), line))
-    return lines
 
 
 def _import_wandb(project: str) -> Any:

@@ -23,7 +23,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.writing import write_text
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.training.config import FREE_TO_CHANGE, TrainConfig, train_config
-from faithdiff_jax.training.reporting import steps_logged
+from faithdiff_jax.training.run_log import steps_logged
 from faithdiff_jax.training.saved_checkpoints import saved_steps
 from faithdiff_jax.weights.model_directory import ModelDirectory
 

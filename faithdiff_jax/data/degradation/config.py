@@ -6,9 +6,11 @@ Ranges are (low, high), both ends included; angles and cut-offs in radians, nois
 import math
 from dataclasses import asdict, dataclass, field
 
-from faithdiff_jax.data.checks import check_distribution, check_probability, check_range, check_whole, label
+from faithdiff_jax.config import Range, check_ranges
+from faithdiff_jax.data.checks import check_distribution, check_pairs, check_probability
+from faithdiff_jax.errors import InputError, shown
 
-Range = tuple[float, float]
+Pair = tuple[float, float]
 
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 LARGEST_KERNEL = 101
@@ -42,24 +44,22 @@ class BlurConfig:
     sinc_probability: float = 0.1
     families: FamilyProbabilities = field(default_factory=FamilyProbabilities)
     sizes: tuple[int, int] = (7, 21)
-    sigma: Range = (0.2, 3.0)
-    rotation: Range = (-math.pi, math.pi)
-    beta_generalized: Range = (0.5, 4.0)
-    beta_plateau: Range = (1.0, 2.0)
-    sinc_omega_small: Range = (math.pi / 3, math.pi)
-    sinc_omega_large: Range = (math.pi / 5, math.pi)
+    sigma: Pair = (0.2, 3.0)
+    rotation: Pair = (-math.pi, math.pi)
+    beta_generalized: Pair = (0.5, 4.0)
+    beta_plateau: Pair = (1.0, 2.0)
+    sinc_omega_small: Pair = (math.pi / 3, math.pi)
+    sinc_omega_large: Pair = (math.pi / 5, math.pi)
     sinc_large_from: int = 13
 
     def __post_init__(self) -> None:
         check_probability(self, "probability", "sinc_probability")
         _check_sizes(self, "sizes")
-        check_whole(self, sinc_large_from=(0, LARGEST_KERNEL + 1))
-        check_range(self, "sigma", 1e-3, LARGEST_KERNEL)
-        check_range(self, "rotation", -math.pi, math.pi)
-        for name in ("beta_generalized", "beta_plateau"):
-            check_range(self, name, 1e-3, 100, around_one=True)
-        for name in ("sinc_omega_small", "sinc_omega_large"):
-            check_range(self, name, 1e-3, math.pi)
+        check_ranges(self, sinc_large_from=Range(0, LARGEST_KERNEL + 1, whole=True))
+        check_pairs(self, Range(1e-3, LARGEST_KERNEL), "sigma")
+        check_pairs(self, Range(-math.pi, math.pi), "rotation")
+        check_pairs(self, Range(1e-3, 100), "beta_generalized", "beta_plateau", around_one=True)
+        check_pairs(self, Range(1e-3, math.pi), "sinc_omega_small", "sinc_omega_large")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +69,11 @@ class ResizeConfig:
     up: float
     down: float
     keep: float
-    scale: Range
+    scale: Pair
 
     def __post_init__(self) -> None:
         check_distribution(self, "up", "down", "keep")
-        check_range(self, "scale", 1e-2, 16, around_one=True)
+        check_pairs(self, Range(1e-2, 16), "scale", around_one=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +85,14 @@ class NoiseConfig:
 
     probability: float = 1.0
     gaussian_probability: float = 0.5
-    gaussian_sigma: Range
-    poisson_scale: Range
+    gaussian_sigma: Pair
+    poisson_scale: Pair
     gray_probability: float = 0.4
 
     def __post_init__(self) -> None:
         check_probability(self, "probability", "gaussian_probability", "gray_probability")
-        check_range(self, "gaussian_sigma", 0, 255)
-        check_range(self, "poisson_scale", 0, 100)
+        check_pairs(self, Range(0, 255), "gaussian_sigma")
+        check_pairs(self, Range(0, 100), "poisson_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class JpegConfig:
 
     def __post_init__(self) -> None:
         check_probability(self, "probability")
-        check_range(self, "quality", 1, 100, whole=True)
+        check_pairs(self, Range(1, 100, whole=True), "quality")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +113,12 @@ class FinalSincConfig:
 
     probability: float = 0.8
     sizes: tuple[int, int] = (7, 21)
-    omega: Range = (math.pi / 3, math.pi)
+    omega: Pair = (math.pi / 3, math.pi)
 
     def __post_init__(self) -> None:
         check_probability(self, "probability")
         _check_sizes(self, "sizes")
-        check_range(self, "omega", 1e-3, math.pi)
+        check_pairs(self, Range(1e-3, math.pi), "omega")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ class DegradationConfig:
     Order: blur, resize, noise, JPEG; again, the second resize being relative to the image's size over `scale`; then
     the final resize with its sinc filter, before the second JPEG or (`jpeg_last_probability`) after it. Every resize
     takes a mode from `resize_modes`, all equally likely. A stage's `probability` is that of it happening at all.
-    Each dataclass raises ValueError naming the field, its value and the limit.
+    Each dataclass raises InputError naming the field, its value and the limit.
 
     Source: Real-ESRGAN (Wang et al. 2021), figure 2, with the settings of PASD, which FaithDiff's training used.
     """
@@ -155,16 +155,14 @@ class DegradationConfig:
     jpeg_last_probability: float = 0.5
 
     def __post_init__(self) -> None:
-        check_whole(self, scale=(1, 16))
+        check_ranges(self, scale=Range(1, 16, whole=True))
         modes = self.resize_modes
         if not isinstance(modes, (tuple, list)) or not modes or any(mode not in RESIZE_MODES for mode in modes):
-            raise ValueError(
-                f"DegradationConfig.resize_modes = {modes}: must list at least one of {', '.join(RESIZE_MODES)}"
-            )
+            raise InputError(f"resize_modes is {shown(modes)}: must list at least one of {', '.join(RESIZE_MODES)}")
         check_probability(self, "jpeg_last_probability")
 
 
 def _check_sizes(config: object, name: str) -> None:
-    check_range(config, name, 1, LARGEST_KERNEL, whole=True)
+    check_pairs(config, Range(1, LARGEST_KERNEL, whole=True), name)
     if any(size % 2 == 0 for size in getattr(config, name)):
-        raise ValueError(f"{label(config, name)}: kernel sizes are odd")
+        raise InputError(f"{name} is {shown(getattr(config, name))}: kernel sizes are odd")

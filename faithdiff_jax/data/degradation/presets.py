@@ -10,12 +10,12 @@ from faithdiff_jax.data.degradation.config import (
     FinalSincConfig,
     JpegConfig,
     NoiseConfig,
-    Range,
+    Pair,
     ResizeConfig,
 )
 
 
-def _one_order(sigma: Range, resize: ResizeConfig, noise: NoiseConfig, quality: tuple[int, int]) -> DegradationConfig:
+def _one_order(sigma: Pair, resize: ResizeConfig, noise: NoiseConfig, quality: tuple[int, int]) -> DegradationConfig:
     """One round of blur, resize, noise and JPEG, then the final resize: the second round is switched off."""
     return DegradationConfig(
         blur1=_gaussian_blur(sigma),
@@ -30,7 +30,7 @@ def _one_order(sigma: Range, resize: ResizeConfig, noise: NoiseConfig, quality: 
     )
 
 
-def _gaussian_blur(sigma: Range, probability: float = 1.0) -> BlurConfig:
+def _gaussian_blur(sigma: Pair, probability: float = 1.0) -> BlurConfig:
     """DASR's blur: Gaussians only, no sinc; its code draws sizes from 9 up, where its settings file says 7."""
     families = FamilyProbabilities(
         iso=0.65, aniso=0.35, generalized_iso=0, generalized_aniso=0, plateau_iso=0, plateau_aniso=0
