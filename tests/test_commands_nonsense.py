@@ -50,6 +50,8 @@ WRONG = {
         "--method": [*FOLDERS, "=photos", "ours=", "ours=no/such", "reference=photos", f"{'x' * 99}=photos"],
         "--references": FOLDERS, "--input": FOLDERS, "--output": ["", " ", "x", "photos", "out.html/x", "a.png/x.html"],
         "--metrics": [*CHOICES[1:], "psnr,,ssim", "psnr;ssim"], "--protocol": CONFIGS, "--title": ["", " "],
+        "--sheet": ["", " ", "x", "photos", "a.png/x.png"], "--crop": [*NUMBERS, "0,0,9", "0,0,7,7", "60,60,9,9"],
+        "--picture": CHOICES, "--crop-size": [*NUMBERS, "0"], "--enlarge": CHOICES,
         "--largest-side": [*NUMBERS, "0", "8193"], "--quality": [*NUMBERS, "0", "101"],
     },
     "train": {
