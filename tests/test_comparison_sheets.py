@@ -104,6 +104,7 @@ def test_crops_that_are_refused(crop, message):
     ("flags", "message"),
     [
         ([], "nothing to write"),
+        (["--output=x.html", "--crop=0,0,20,20"], "--crop: is for --sheet"),
         (["--sheet=x.html"], "cannot write '.html'"),
         (["--sheet=x.png", "--crop=1,2,3"], "must be X,Y,W,H"),
         (["--sheet=x.png", "--crop=1,2,nan,4"], "must be a whole number"),

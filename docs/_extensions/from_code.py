@@ -14,6 +14,7 @@ import pathlib
 import re
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -94,10 +95,18 @@ def short_types(app: Sphinx, what: str, name: str, target: object, options: obje
     return signature, returned
 
 
+def without_paths(app: Sphinx, domain: str, kind: str, content: nodes.Element) -> None:
+    """Leave out a variable's value that is a path of the machine on which the pages are built."""
+    for node in list(content.parent.findall(addnodes.desc_annotation)):
+        if str(PACKAGE.parent) in node.astext():
+            node.parent.remove(node)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives and the hook."""
     for directive in (Room, Command, Options):
         app.add_directive(directive.__name__.lower(), directive)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", short_types)
+    app.connect("object-description-transform", without_paths)
     return {"parallel_read_safe": True}

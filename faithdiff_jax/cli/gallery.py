@@ -70,6 +70,7 @@ def _add_sheet(parser: Parser) -> None:
         "--picture",
         action="append",
         metavar="NAME",
+        type=types.nonempty,
         default=[],
         help=f"a picture on the sheet, without suffix; once for each (default: the first {SHEET_ROWS})",
     )
@@ -95,6 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("nothing to write: give --output for a page, --sheet for a sheet, or both")
     if arguments.output:
         check_output(arguments.output, arguments.beside)
+    for flag in ("picture", "crop"):
+        if getattr(arguments, flag) and not arguments.sheet:
+            raise InputError(f"--{flag}: is for --sheet, which is not given")
     if arguments.sheet:
         output_format(arguments.sheet)
     methods = types.by_name(arguments.method)
