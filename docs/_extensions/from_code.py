@@ -45,7 +45,7 @@ def _section(path: pathlib.Path) -> str:
 
 
 class Command(SphinxDirective):
-    """The help of a command, as it is printed on a terminal of 100 columns."""
+    """The help of a command, as it is printed on a terminal of 82 columns, which a page has room for."""
 
     required_arguments = 1
 
@@ -54,7 +54,7 @@ class Command(SphinxDirective):
         name = self.arguments[0]
         parser = importlib.import_module(COMMANDS[name].module).build_parser()
         parser.prog = f"faithdiff {name}"
-        columns, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), "100"
+        columns, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), "82"
         text = parser.format_help()
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
         return [nodes.literal_block(text, text, language="text")]
@@ -78,6 +78,8 @@ class Options(SphinxDirective):
 def plain(app: Sphinx, what: str, name: str, target: object, options: object, lines: list[str]) -> None:
     """Escape markup in a docstring, and keep the line breaks of its data-flow lines."""
     lines[:] = "\n\n".join(map(_paragraph, re.split(r"\n{2,}", "\n".join(lines)))).split("\n")
+    if what in ("attribute", "data"):
+        lines.insert(0, "")  # napoleon takes what the first line has before a colon for a type
 
 
 def _paragraph(paragraph: str) -> str:

@@ -1,6 +1,6 @@
 """Which pictures belong together: of each name, the input, every method's result and the reference.
 
-method -> folder, or name -> file  --compare-->  Comparison  --groups-->  Group, one name after the other
+    method -> folder, or name -> file  --compare-->  Comparison  --groups-->  Group, one name after the other
 
 Galleries (`gallery`) and sheets (`sheets`) are made of it. Names are those of the files without their suffix.
 """

@@ -1,6 +1,6 @@
 """A page to compare methods in, picture by picture: one HTML file that needs no network.
 
-Comparison, Measured  --write_gallery-->  FILE.html, or that and a folder of pictures beside it
+    Comparison, Measured  --write_gallery-->  FILE.html, or that and a folder of pictures beside it
 
 What the page does is in `page/gallery.js`. Pictures are decoded and written anew as WebP, without loss unless a quality
 is asked for; nothing that a file carries along, such as where it was taken, gets into the page, and no colour profile.

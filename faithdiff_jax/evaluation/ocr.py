@@ -1,6 +1,6 @@
 """Words that can be read in restored pictures of text: precision and recall, as table 3 of the paper has them.
 
-picture --Reader (PP-OCRv3)--> words; words found, words wanted --score--> Counts --+--> Counts of a folder
+    picture --Reader (PP-OCRv3)--> words; words found, words wanted --score--> Counts --+--> Counts of a folder
 
 A word that is found is right if it lies where one of the wanted words lies and says the same. The rule is that of the
 ICDAR competitions' end-to-end recognition, by its published script: two boxes belong together if their intersection
