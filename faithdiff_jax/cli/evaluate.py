@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"{arguments.output}: restored {report.restored} pictures, computed {report.figures} figures; the rest was "
         "there already"
     )
-    return max(code, report_faults(report.faults, report.attempted or len(report.faults), "pictures have faults"))
+    return max(code, report_faults(report.faults, max(report.attempted, len(report.faults)), "pictures have faults"))
 
 
 def printable_lines(text: str) -> str:
