@@ -79,7 +79,7 @@ def plain(app: Sphinx, what: str, name: str, target: object, options: object, li
     """Escape markup in a docstring, and keep the line breaks of its data-flow lines."""
     lines[:] = "\n\n".join(map(_paragraph, re.split(r"\n{2,}", "\n".join(lines)))).split("\n")
     if what in ("attribute", "data"):
-        lines.insert(0, "")  # napoleon takes what the first line has before a colon for a type
+        lines.insert(0, "\\ ")  # vanishes; napoleon takes what the first line has before a colon for a type
 
 
 def _paragraph(paragraph: str) -> str:
