@@ -400,7 +400,7 @@ def test_other_predictions(prediction):
     model = model_config()
     model = dataclasses.replace(model, schedule=dataclasses.replace(model.schedule, prediction=prediction))
     batch, arrays = make_batch(0), dict(parameters(model))
-    given = Draws(batch["timesteps"], batch["noise"], batch["vae_noise"])
+    given = Draws(*(jnp.asarray(batch[name]) for name in ("timesteps", "noise", "vae_noise")))
     step = make_step(config, model)
     draws = given.timesteps, given.noise, given.vae_noise
     loss, _ = jax.jit(lambda arrays, batch, *draws: step.loss({}, arrays, batch, Draws(*draws)))(arrays, batch, *draws)

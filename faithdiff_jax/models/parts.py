@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.alignment import make_alignment
@@ -108,7 +109,9 @@ class Networks:
         """Aligner and UNet, from {"unet": ..., "alignment": ...}."""
         return nnx.merge(self._denoiser, params)
 
-    def encode_text(self, params: Sequence[Params], token_ids: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def encode_text(
+        self, params: Sequence[Params], token_ids: Sequence[Int[Array, "b m"]]
+    ) -> tuple[Float[Array, "b m d"], Float[Array, "b p"]]:
         """Token ids (B, 77), for each text encoder as its parameters -> context (B, 77, D) and pooled (B, P)."""
         encoders = [nnx.merge(graph, part) for graph, part in zip(self._text_encoders, params, strict=True)]
         outputs = [encoder(ids) for encoder, ids in zip(encoders, token_ids, strict=True)]

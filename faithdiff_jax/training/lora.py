@@ -11,12 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.training.config import LoRAConfig
 
 LORA_GROUP = "lora"
 PREFIX = "lora."
+
+AnyArray = Array | np.ndarray
 
 
 def adapter_shapes(config: LoRAConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -57,7 +61,7 @@ def adapter_paths(
     return paths
 
 
-def initial_adapter(path: str, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
+def initial_adapter(path: str, shape: tuple[int, ...], key: PRNGKeyArray) -> Float32[Array, "..."]:
     """The initial A (uniform in +-1/sqrt(inputs)) or B (zeros), as the path says; float32."""
     if path.endswith(".b"):
         return jnp.zeros(shape, jnp.float32)
@@ -65,7 +69,12 @@ def initial_adapter(path: str, shape: tuple[int, ...], key: jax.Array) -> jax.Ar
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-def merged(kernel: Any, a: Any, b: Any, scale: float) -> Any:
+def merged(
+    kernel: Float[AnyArray, "*layers i o"],
+    a: Float[AnyArray, "*layers i r"],
+    b: Float[AnyArray, "*layers r o"],
+    scale: float,
+) -> Any:
     """W + scale * A B, in the kernel's dtype; NumPy or JAX arrays, `scale` is alpha / rank."""
     return kernel + (scale * (a @ b)).astype(kernel.dtype)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from faithdiff_jax.training.config import EMAConfig, GroupConfig, TrainConfig
 from faithdiff_jax.training.lora import LORA_GROUP
@@ -49,7 +50,7 @@ def make_optimizer(config: TrainConfig, labels: Mapping[str, str]) -> optax.Grad
     return optax.chain(clip, groups)
 
 
-def group_norms(gradients: Flat, labels: Mapping[str, str]) -> dict[str, jax.Array]:
+def group_norms(gradients: Flat, labels: Mapping[str, str]) -> dict[str, Float[Array, ""]]:
     """The global norm of each group's gradients, by group name."""
     return {
         name: optax.tree.norm([gradients[path] for path in gradients if labels[path] == name])
@@ -57,7 +58,7 @@ def group_norms(gradients: Flat, labels: Mapping[str, str]) -> dict[str, jax.Arr
     }
 
 
-def update_average(config: EMAConfig, average: Flat, trained: Flat, step: jax.Array) -> Flat:
+def update_average(config: EMAConfig, average: Flat, trained: Flat, step: Int[Array, ""]) -> Flat:
     """The moving average after `step`, counted from 0: short at first, so that it forgets the initial parameters."""
     decay = jnp.minimum(config.decay, (1.0 + step) / (10.0 + step))
     updated: Flat = jax.tree.map(lambda kept, new: kept + (1 - decay) * (new - kept), average, trained)

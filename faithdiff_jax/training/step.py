@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Float32, Int
 
 from faithdiff_jax.diffusion import schedule
 from faithdiff_jax.models.config import FaithDiffConfig
@@ -47,13 +48,18 @@ class Draws:
         vae_noise: (b, h, w, c), standard normal: which sample of the VAE's latent distribution is taken.
     """
 
-    timesteps: jax.Array
-    noise: jax.Array
-    vae_noise: jax.Array
+    timesteps: Int[Array, " b"]
+    noise: Float[Array, "b h w c"]
+    vae_noise: Float[Array, "b h w c"]
 
 
 def draw(
-    seed: int, step: jax.Array, rows: jax.Array, shape: tuple[int, int, int], train_steps: int, noise_offset: float
+    seed: int,
+    step: Int[Array, ""] | int,
+    rows: Int[Array, " b"],
+    shape: tuple[int, int, int],
+    train_steps: int,
+    noise_offset: float,
 ) -> Draws:
     """Draw for the samples in the given rows of the global batch; `shape` is a latent's (h, w, c)."""
 
@@ -105,7 +111,9 @@ class TrainStep:
         assert mesh is not None
         return jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), tree)
 
-    def loss(self, trained: Flat, frozen: Flat, batch: Batch, draws: Draws) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        self, trained: Flat, frozen: Flat, batch: Batch, draws: Draws
+    ) -> tuple[Float32[Array, ""], Float32[Array, " b"]]:
         """Mean absolute (or squared) error of the predicted noise, or of `schedule.prediction` (paper, eq. 3).
 
         Args:

@@ -12,8 +12,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
+from jaxtyping import Shaped
 
 from faithdiff_jax.weights.safetensors_format import shown
+
+Tensor = Shaped[np.ndarray, "..."]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +25,11 @@ class Layout:
 
     axes: tuple[int, ...] | None = None
 
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
+    def to_ours(self, array: Tensor) -> Tensor:
         """Published -> ours (a view)."""
         return array if self.axes is None else array.transpose(self.axes)
 
-    def to_published(self, array: np.ndarray) -> np.ndarray:
+    def to_published(self, array: Tensor) -> Tensor:
         """Ours -> published (a view)."""
         return array if self.axes is None else array.transpose(np.argsort(self.axes))
 
@@ -115,7 +118,7 @@ class KeyMap:
         """Published name -> shape, for every tensor the model consists of."""
         return {name: entry.published_shape for entry in self.entries for name in entry.published}
 
-    def read(self, get: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    def read(self, get: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield (our path, our array) one by one; `get` returns a published tensor by its name."""
         for entry in self.entries:
             if not entry.stacked:
@@ -127,7 +130,7 @@ class KeyMap:
                 array[i] = entry.layout.to_ours(first if i == 0 else get(name))
             yield entry.path, array
 
-    def write(self, entry: Entry, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    def write(self, entry: Entry, array: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield (published name, published tensor) of one parameter of ours."""
         for name, layer in zip(entry.published, array if entry.stacked else (array,), strict=True):
             yield name, np.ascontiguousarray(entry.layout.to_published(layer))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import safetensors
+from jaxtyping import Shaped
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.reading import parse_json, printable, require_file
@@ -128,7 +129,7 @@ def _entries(path: pathlib.Path, header: bytes) -> dict[str, tuple[str, list[int
     return kept
 
 
-def read_tensor(path: pathlib.Path, place: Place) -> np.ndarray:
+def read_tensor(path: pathlib.Path, place: Place) -> Shaped[np.ndarray, "..."]:
     """Read one tensor into an array of its own."""
     array = _empty(place)
     with path.open("rb") as file:
@@ -145,7 +146,7 @@ def _empty(place: Place) -> np.ndarray:
     return memory[start : start + place.size].view(place.dtype).reshape(place.shape)
 
 
-def read_slice(path: pathlib.Path, place: Place, index: tuple[slice, ...]) -> np.ndarray:
+def read_slice(path: pathlib.Path, place: Place, index: tuple[slice, ...]) -> Shaped[np.ndarray, "..."]:
     """Read a part of one tensor into an array of its own: rows of it as bytes, anything else from a map of the file.
 
     Args:
@@ -211,7 +212,7 @@ def record(path: pathlib.Path) -> FileRecord:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def is_finite(array: np.ndarray) -> bool:
+def is_finite(array: Shaped[np.ndarray, "..."]) -> bool:
     """Whether no number of a floating-point array is infinite or NaN. Fast for float32, float16 and bfloat16."""
     mask = _EXPONENTS.get(array.dtype)
     if mask is None:
