@@ -280,7 +280,7 @@ def test_command(tmp_path, model_dir, capsys):
         (["--run=gone", "--seed=1"], "--seed goes with --sdxl only"),
         (
             ["--run=gone", "--to-torch=m"],
-            "one of --sdxl, --run, --to-torch, --upgrade is needed, not --run and --to-torch",
+            "one of --sdxl, --run, --rrdbnet, --to-torch, --upgrade is needed, not --run and --to-torch",
         ),
         (["--to-torch=m", "--no-ema"], "--no-ema goes with --run only"),
         (["--sdxl=s", "--step=3"], "--step goes with --run only"),
