@@ -16,7 +16,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from faithdiff_jax.errors import InputError
+from faithdiff_jax.errors import SHOWN_AT_MOST, InputError
 from faithdiff_jax.errors import shown as shown  # for those who check values
 from faithdiff_jax.files.reading import read_text
 from faithdiff_jax.files.yaml_text import DEPTH_LIMIT, TEXT_LIMIT, check_size, parse_yaml
@@ -224,7 +224,7 @@ def _build_config(cls: type, value: Any, name: str, default: Any) -> Any:
     for key, item in _keys(value, name or "it"):
         if key not in fields:
             unknown = _inside(name, key if isinstance(key, str) and key.isprintable() else shown(key))
-            raise _Fault(f"unknown key {unknown[:60]} (known there: {', '.join(fields)})")
+            raise _Fault(f"unknown key {unknown[:SHOWN_AT_MOST]} (known there: {', '.join(fields)})")
         inner = arguments.get(key, _default(fields[key]))
         arguments[key] = _build(hints[key], item, _inside(name, key), inner if _is_config(inner) else None)
     missing = [key for key, field in fields.items() if key not in arguments and _default(field) is dataclasses.MISSING]

@@ -7,6 +7,7 @@ MODEL_DIR/rrdbnet.safetensors    dotted paths, in the dtype of the published ten
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -16,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 import yaml
-from flax import nnx
 
 from faithdiff_jax._version import __version__
 from faithdiff_jax.baselines.ncnn_files import NcnnFiles
@@ -24,7 +24,7 @@ from faithdiff_jax.baselines.rrdbnet import RGB, RRDBNet, RRDBNetConfig
 from faithdiff_jax.config import from_dict, load_yaml, to_dict
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.writing import refuse_existing, whole
-from faithdiff_jax.models.parts import Params, flatten
+from faithdiff_jax.models.parts import Params, module_shapes
 from faithdiff_jax.weights.from_torch import Part, Track, refuse_misfits, untracked
 from faithdiff_jax.weights.keymap import CONV, KeyMap, Rule
 from faithdiff_jax.weights.safetensors_format import FileRecord, Place, read_header, read_tensor, shown
@@ -210,8 +210,7 @@ class RRDBNetDirectory:
 
 def rrdbnet_shapes(config: RRDBNetConfig) -> dict[str, tuple[int, ...]]:
     """Dotted path -> shape of every parameter. Nothing is computed or held."""
-    state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: RRDBNet(config, rngs=nnx.Rngs(0))), nnx.Param))
-    return {path: leaf.shape for path, leaf in flatten(state).items()}
+    return module_shapes(functools.partial(RRDBNet, config))
 
 
 def _keymap(config: RRDBNetConfig, names: str) -> KeyMap:

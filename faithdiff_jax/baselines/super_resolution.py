@@ -4,7 +4,8 @@
 
 A picture that fits one window comes out as it would alone. Of a larger one windows overlap, and each gives the pixels
 that are farther from its edge than from its neighbour's: 64 or more, where what lies outside changes the published
-x4plus by less than one level of 255. Real-ESRGAN's own tiles overlap by 10, and change by up to 30 levels at the seams.
+x4plus by less than half a level of 255. Real-ESRGAN's own tiles overlap by 10, and change by up to 30 levels at the
+seams.
 """
 
 import functools

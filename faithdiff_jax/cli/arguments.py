@@ -83,6 +83,11 @@ def named_folder(text: str) -> tuple[str, Path]:
     return name.strip(), path(place)
 
 
+def add_methods(parser: argparse.ArgumentParser, help: str) -> None:
+    """The flag --method of commands that compare folders; `by_name` reads what it was given."""
+    parser.add_argument("--method", type=named_folder, metavar="NAME=DIR", action="append", required=True, help=help)
+
+
 def by_name(pairs: Sequence[tuple[str, Path]]) -> dict[str, Path]:
     """What a flag of `named_folder` was given, each name once.
 

@@ -26,14 +26,7 @@ def build_parser() -> Parser:
     """Describe the flags."""
     parser = Parser(DESCRIPTION)
     add = parser.add_argument
-    add(
-        "--method",
-        type=types.named_folder,
-        metavar="NAME=DIR",
-        action="append",
-        required=True,
-        help="a method and the folder of its results; once for each, ours last",
-    )
+    types.add_methods(parser, "a method and the folder of its results; once for each, ours last")
     add("--input", type=types.folder, metavar="DIR", help="the low-quality pictures; they are shown enlarged too")
     add("--references", type=types.folder, metavar="DIR", help="the true pictures")
     add("--output", type=types.path, metavar="FILE", help="the page to write, an .html file")

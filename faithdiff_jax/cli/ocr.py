@@ -16,14 +16,7 @@ def build_parser() -> Parser:
     """Describe the flags."""
     parser = Parser(DESCRIPTION)
     add = parser.add_argument
-    add(
-        "--method",
-        type=types.named_folder,
-        metavar="NAME=DIR",
-        action="append",
-        required=True,
-        help="a method and the folder of its results; once for each",
-    )
+    types.add_methods(parser, "a method and the folder of its results; once for each")
     add("--input", type=types.folder, metavar="DIR", help="the low-quality pictures, read as they are and enlarged")
     add(
         "--references",

@@ -7,7 +7,7 @@ down its timesteps in one `lax.scan`; what a multistep sampler remembers belongs
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,28 +23,29 @@ Remembers = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
 """(x, condition, memory) -> noise, memory: the same for a callable that takes something from step to step."""
 
 
-@runtime_checkable
-class Sampler(Protocol):
-    """What every sampler offers; made by `SAMPLERS[name](schedule, steps)`."""
+@dataclasses.dataclass(frozen=True)
+class Sampler(abc.ABC):
+    """What every sampler offers; made by `SAMPLERS[name](schedule, steps)`.
+
+    Attributes:
+        schedule: the noise schedule.
+        steps: evaluations of the model, 1 to `schedule.train_steps`.
+        needs_step_noise: whether fresh noise is added at every step.
+    """
+
+    schedule: ScheduleConfig
+    steps: int
+
+    needs_step_noise: ClassVar[bool]
 
     @property
-    def schedule(self) -> ScheduleConfig:
-        """The noise schedule."""
-
-    @property
-    def steps(self) -> int:
-        """Evaluations of the model, 1 to `schedule.train_steps`."""
-
-    @property
-    def needs_step_noise(self) -> bool:
-        """Whether fresh noise is added at every step."""
-
-    @property
+    @abc.abstractmethod
     def init_noise_scale(self) -> float:
         """What standard normal noise is multiplied by to start from."""
 
     def timesteps(self) -> Int[np.ndarray, " steps"]:
-        """The timesteps at which noise is predicted, falling."""
+        """The timesteps at which noise is predicted, falling; as in `schedule.timesteps`."""
+        return schedule.timesteps(self.schedule, self.steps)
 
     def sample(
         self,
@@ -63,6 +64,12 @@ class Sampler(Protocol):
             step_noise: standard normal, where `needs_step_noise`.
         """
 
+        def predict(x: Array, condition: Any, memory: None) -> tuple[Array, None]:
+            return predict_noise(x, condition), memory
+
+        return self.walk(predict, latents, conditions, step_noise, None)[0]
+
+    @abc.abstractmethod
     def walk(
         self,
         predict_noise: Remembers,
@@ -77,41 +84,9 @@ class Sampler(Protocol):
         """
 
 
-class Walk(abc.ABC):
-    """`Sampler.sample`, of samplers that have a `walk`."""
-
-    @abc.abstractmethod
-    def walk(
-        self,
-        predict_noise: Remembers,
-        latents: Float[Array, "b h w c"],
-        conditions: Any,
-        step_noise: Float[Array, "steps b h w c"] | None,
-        memory: Any,
-    ) -> tuple[Float[Array, "b h w c"], Any]:
-        """As in `Sampler`."""
-
-    def sample(
-        self,
-        predict_noise: PredictNoise,
-        latents: Float[Array, "b h w c"],
-        conditions: Any,
-        step_noise: Float[Array, "steps b h w c"] | None = None,
-    ) -> Float[Array, "b h w c"]:
-        """As in `Sampler`."""
-
-        def predict(x: Array, condition: Any, memory: None) -> tuple[Array, None]:
-            return predict_noise(x, condition), memory
-
-        return self.walk(predict, latents, conditions, step_noise, None)[0]
-
-
 @dataclasses.dataclass(frozen=True)
-class Euler(Walk):
+class Euler(Sampler):
     """Follow dx/dsigma = noise from the largest sigma down to 0 (Karras et al. 2022, algorithm 1 without churn)."""
-
-    schedule: ScheduleConfig
-    steps: int
 
     needs_step_noise = False
 
@@ -119,10 +94,6 @@ class Euler(Walk):
     def init_noise_scale(self) -> float:
         """sqrt(sigma_max^2 + 1), as published."""
         return schedule.init_noise_sigma(self.schedule, self.steps)
-
-    def timesteps(self) -> Int[np.ndarray, " steps"]:
-        """As in `schedule.timesteps`."""
-        return schedule.timesteps(self.schedule, self.steps)
 
     def sigmas(self) -> Float[np.ndarray, " levels"]:
         """(steps + 1,) noise over signal at each of `timesteps`, then 0."""
@@ -148,18 +119,15 @@ class Euler(Walk):
 
 
 @dataclasses.dataclass(frozen=True)
-class DDPM(Walk):
+class DDPM(Sampler):
     """Ancestral sampling from the posterior q(x_s | x_t, x_0) (paper, algorithm 2; Ho et al. 2020, equations 6, 7)."""
 
-    schedule: ScheduleConfig
-    steps: int
-
     needs_step_noise = True
-    init_noise_scale = 1.0
 
-    def timesteps(self) -> Int[np.ndarray, " steps"]:
-        """As in `schedule.timesteps`."""
-        return schedule.timesteps(self.schedule, self.steps)
+    @property
+    def init_noise_scale(self) -> float:
+        """1, since what it walks on has unit variance."""
+        return 1.0
 
     def alphas(self) -> tuple[Float[Array, " steps"], Float[Array, " steps"]]:
         """Cumulative alphas at each of `timesteps`, and one stride below (1 below timestep 0)."""

@@ -76,10 +76,15 @@ def _part_shapes(config: FaithDiffConfig, part: str) -> tuple[tuple[str, tuple[i
     if build is None:
         raise InputError(f"part is {part!r}: must be one of {', '.join(part_names(config))}")
     try:
-        state = nnx.to_pure_dict(nnx.state(_without_arrays(build), nnx.Param))
+        return tuple(module_shapes(build).items())
     except ValueError as error:
         raise InputError(f"{part}: {error}") from None
-    return tuple((path, leaf.shape) for path, leaf in flatten(state).items())
+
+
+def module_shapes(build: Callable[..., nnx.Module]) -> dict[str, tuple[int, ...]]:
+    """Dotted path -> shape of every parameter of the module that `build(rngs=...)` makes."""
+    state = nnx.to_pure_dict(nnx.state(_without_arrays(build), nnx.Param))
+    return {path: leaf.shape for path, leaf in flatten(state).items()}
 
 
 class Networks:

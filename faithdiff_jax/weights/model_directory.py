@@ -146,15 +146,11 @@ class ModelDirectory:
         Args:
             part: a name of `part_names`.
             config: the architecture to hold the part to; None for the model's own.
-            dtype: the parameters' dtype, cast as they are read; None for the stored ones.
-            sharding: where to put them: one sharding for all, or one for each dotted path; None for the first local
-                device.
-
-        Returns:
-            The nested dictionary that `nnx.update` and `nnx.merge` take in place of the module's state.
+            dtype: see `stored_files.load_part`, for the result and the errors too.
+            sharding: see there.
 
         Raises:
-            InputError: the part is damaged, or its arrays are not those of the architecture (all faults at once).
+            InputError: the part is damaged, or does not fit the architecture.
         """
         shapes = part_shapes(config or self.config, part)
         return load_part(self._file(part), self._places(part), shapes, dtype, sharding)
