@@ -1,14 +1,18 @@
-"""Crops of photographs to evaluate restorers on: some photographs by lot, and of each the part with most edges.
+"""Crops of photographs to evaluate restorers on: some photographs by lot or by name, of each the part with most edges.
 
     python benchmarks/photograph_crops.py PHOTOS WORK/originals
+    python benchmarks/photograph_crops.py PHOTOS WORK/originals --split test
 
-Photographs that have at least the crop's size are sorted by name, and `--count` of them drawn with `--seed`. Of each,
-the square is taken, among those on a grid of 32 pixels, whose mean gradient magnitude (Prewitt, of the luma) is the
-largest: what is out of focus cannot tell restorers apart. The rule looks at originals only, never at a result.
+Photographs that have at least the crop's size are sorted by name, and `--count` of them drawn with `--seed`; or those
+are taken that `examples/tiny/photographs.tsv` counts to a split, as gathered or as `training_photos.py` wrote them. Of
+each, the square is taken, among those on a grid of 32 pixels, whose mean gradient magnitude (Prewitt, of the luma) is
+the largest: what is out of focus cannot tell restorers apart. The rule looks at originals only, never at a result.
 """
 
 import argparse
+import csv
 import pathlib
+import sys
 
 import cv2
 import numpy as np
@@ -19,6 +23,18 @@ from faithdiff_jax.files.images import load_image, save_image
 from faithdiff_jax.files.listing import list_images
 
 GRID = 32
+MANIFEST = pathlib.Path(__file__).parent.parent / "examples" / "tiny" / "photographs.tsv"
+
+
+def of_split(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
+    """The photographs of a split in a folder; SystemExit for one that is missing."""
+    with MANIFEST.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        paths = [folder / row["file"] for row in rows if row["split"] == split]
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
+        sys.exit(f"error: {missing[0] if missing else f'{MANIFEST}: split {split!r}'}: not found")
+    return paths
 
 
 def large_enough(path: pathlib.Path, side: int) -> bool:
@@ -55,11 +71,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", help="train, validation or test: all of that split instead of some by lot")
     options = parser.parse_args()
-    paths = [path for path in list_images(options.photos) if large_enough(path, options.side)]
-    drawn = np.random.default_rng(options.seed).choice(len(paths), options.count, replace=False)
+    if options.split:
+        chosen = of_split(options.photos, options.split)
+    else:
+        paths = [path for path in list_images(options.photos) if large_enough(path, options.side)]
+        drawn = np.random.default_rng(options.seed).choice(len(paths), options.count, replace=False)
+        chosen = [paths[index] for index in drawn]
     options.output.mkdir(parents=True, exist_ok=True)
-    for path in sorted(paths[index] for index in drawn):
+    for path in sorted(chosen):
         picture = load_image(path).rgb
         top, left = sharpest(picture, options.side)
         crop = picture[top : top + options.side, left : left + options.side]

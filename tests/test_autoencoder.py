@@ -1,7 +1,5 @@
-"""The autoencoder's training: its loss by hand, that it learns and repeats, what it writes, and its photographs."""
+"""The autoencoder's training: its loss by hand, that it learns and repeats, and what it writes."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,9 +13,7 @@ from test_initialisation import CONFIG
 
 from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.config import load, to_dict
-from faithdiff_jax.data.sources import PhotoFolder
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files.captions import trim_caption
 from faithdiff_jax.models.parts import flatten, unflatten
 from faithdiff_jax.models.vae import VAE, VAEConfig
 from faithdiff_jax.training import autoencoder
@@ -25,7 +21,6 @@ from faithdiff_jax.training.autoencoder import AutoencoderConfig
 from faithdiff_jax.weights.initialisation import fresh_params
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
-EXAMPLES = Path(__file__).parent.parent / "examples" / "tiny"
 VAE_CONFIG = CONFIG.vae
 RUN = AutoencoderConfig(
     model="model.yaml", tokenizers=".", steps=40, batch=4, crop=16, learning_rate=5e-3, warmup=5, seed=1
@@ -232,47 +227,3 @@ def test_bad_input_ends_before_the_training(workplace, capsys, monkeypatch, chan
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not (workplace / "model").exists()
-
-
-@pytest.fixture
-def training_photos(monkeypatch):
-    """The script, drawing few and small pictures."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    module = importlib.import_module("training_photos")
-    for name in ("LEAVES", "PAGES", "CHARTS"):
-        monkeypatch.setattr(module, name, 1)
-    monkeypatch.setattr(module, "SIDE", 64)
-    yield module
-    del sys.modules["training_photos"]
-
-
-def test_held_out_photographs_are_not_trained_on(training_photos):
-    train = {photo.file for photo in training_photos.TRAIN.values()}
-    assert not train & {photo.file for photo in training_photos.HELD_OUT.values()}
-    assert training_photos.HELD_OUT.keys() == {"chelsea", "coffee", "camera"}
-
-
-def test_the_photographs_have_captions(training_photos, tmp_path, capsys):
-    assert training_photos.main(["--output", str(tmp_path / "photos")]) == 0
-    for folder, least in (("train/photos", 15), ("train/drawn", 3), ("held_out", 3)):
-        source = PhotoFolder(tmp_path / "photos" / folder)
-        assert len(source) >= least
-        for index in range(len(source)):
-            caption = source[index].caption
-            assert caption.startswith("The image features ")
-            assert caption.endswith(".")
-            assert caption.count(". ") <= 1
-            assert trim_caption(caption)
-    assert autoencoder.load_photographs(tmp_path / "photos", 64)
-    assert training_photos.main(["--output", str(tmp_path / "photos")]) == 2
-    assert "exists already" in capsys.readouterr().err
-
-
-def test_drawn_pictures_are_the_same_on_every_run(training_photos):
-    textures = [coordinates(50, 70)]
-    for draw in (lambda rng: training_photos.leaves(rng, textures), training_photos.page, training_photos.chart):
-        first, second, other = (draw(np.random.default_rng(seed)) for seed in (1, 1, 2))
-        assert first.shape == (64, 64, 3)
-        assert np.array_equal(first, second)
-        assert not np.array_equal(first, other)
-        assert np.std(first) > 3

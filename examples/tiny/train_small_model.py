@@ -33,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for photographs, runs and models")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="the model directory to make")
+    parser.add_argument("--photographs", type=pathlib.Path, help="a folder that has them already, as gathered")
     parser.add_argument("--quick", action="store_true", help="a few steps of each stage")
     options = parser.parse_args()
     work, configs = options.work, ROOT / "configs" / "tiny"
@@ -40,11 +41,14 @@ def main() -> None:
 
     photos = work / "photos"
     if not photos.exists():
-        run(HERE / "training_photos.py", "--output", photos)
+        gathered = work / "photographs"
+        given = [] if options.photographs is None else ["--from", options.photographs]
+        run(HERE / "gather_photographs.py", "--output", gathered, *given)
+        run(HERE / "training_photos.py", "--photographs", gathered, "--output", photos)
     model = work / "autoencoder"
     if not model.exists():
         command = ["-m", "faithdiff_jax", "autoencoder", "--config", configs / "autoencoder.yaml"]
-        data = ["--data", photos / "train", "--held-out", photos / "held_out"]
+        data = ["--data", photos / "train", "--held-out", photos / "validation"]
         run(*command, *data, "--output", model, *few["autoencoder"])
     recipe = {"recipe": "examples/tiny/train_small_model.py", **provenance(model)}
     for stage in STAGES:

@@ -1,24 +1,30 @@
-"""Write the photographs that the small model is trained on, and those held out to judge it, each with a caption.
+"""Write the pictures that the small model is trained, chosen and judged by, each with its caption.
 
-    python examples/tiny/training_photos.py --output photos
+    python examples/tiny/training_photos.py --photographs photographs --output photos
 
-    photos/train/photos/   photographs and tinted textures
+    photos/train/photos/   photographs; tinted textures
     photos/train/drawn/    pictures that are drawn: leaves, pages of text, charts
-    photos/held_out/       chelsea, coffee and camera: no part of them is under train/
+    photos/validation/     photographs to choose settings by
+    photos/test/           photographs to report on
+    photos/example/        the middles of chelsea, coffee and camera, which examples/ restores
 
-All photographs are bundled with scikit-image (`pip install 'faithdiff-jax[examples]'`); nothing is downloaded. Their
-sources and licences are in README.md beside this file. The same pictures come out on every run.
+Nothing of the last three is under train/. `photographs.tsv` says which photograph goes where; --photographs is the
+folder that gather_photographs.py filled, and scikit-image (`pip install 'faithdiff-jax[examples]'`) bundles the rest.
+The same pictures come out on every run.
 """
 
 import argparse
 import dataclasses
+import io
 import pathlib
 import sys
 
 import numpy as np
 import skimage.data
+from photographs import Photograph, read_manifest
 from PIL import Image, ImageDraw, ImageFont
 
+from faithdiff_jax.cli import command
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.captions import write_caption
 from faithdiff_jax.files.writing import refuse_existing, whole
@@ -28,90 +34,50 @@ LEAVES, PAGES, CHARTS = 24, 6, 6
 
 
 @dataclasses.dataclass(frozen=True)
-class Photo:
-    """A picture of scikit-image's, by its file's name, and what is seen on it."""
+class Tinted:
+    """A gray texture of scikit-image's in colours of its own: RGB from black to white."""
 
-    file: str
+    name: str
+    colours: tuple[tuple[int, int, int], ...]
     caption: str
-    tint: tuple[tuple[int, int, int], ...] = ()
-    """RGB colours for gray pictures, from black to white; () leaves gray as it is."""
-    halve: bool = False
-    """Whether a copy of half the size is written as well: the same things, smaller and sharper."""
-    only_half: bool = False
 
 
-TRAIN = {
-    "astronaut": Photo(
-        "astronaut.png",
-        "The image features a smiling woman in an orange space suit. A flag and a model shuttle are behind her.",
-        halve=True,
-    ),
-    "rocket": Photo(
-        "rocket.jpg",
-        "The image features a rocket that rises from its launch pad at dusk. Flames and smoke light up the ground.",
-        halve=True,
-    ),
-    "retina": Photo(
-        "retina.jpg",
-        "The image features the inside of an eye with fine red vessels. A bright disc lies on one side of it.",
-        only_half=True,
-    ),
-    "galaxies": Photo(
-        "hubble_deep_field.jpg",
-        "The image features many small galaxies on a black sky. They are of many colours, shapes and sizes.",
-        halve=True,
-    ),
-    "tissue": Photo(
-        "ihc.png",
-        "The image features stained tissue under a microscope. Brown rings and small blue cells fill the picture.",
-        halve=True,
-    ),
-    "brick": Photo(
-        "brick.png",
+TINTED = {
+    "brick_red": Tinted(
+        "brick",
+        ((40, 18, 14), (176, 82, 58), (250, 222, 204)),
         "The image features a brick wall with narrow joints. The bricks are red and rough.",
-        tint=((40, 18, 14), (176, 82, 58), (250, 222, 204)),
     ),
-    "brick_gray": Photo("brick.png", "The image features a gray brick wall with narrow joints."),
-    "grass": Photo(
-        "grass.png",
+    "grass_green": Tinted(
+        "grass",
+        ((8, 22, 6), (92, 132, 46), (240, 246, 188)),
         "The image features a dense lawn of green grass. Its blades point in all directions.",
-        tint=((8, 22, 6), (92, 132, 46), (240, 246, 188)),
     ),
-    "hay": Photo(
-        "grass.png",
+    "grass_dry": Tinted(
+        "grass",
+        ((22, 12, 8), (150, 108, 66), (252, 236, 206)),
         "The image features dry grass and weeds. The blades are brown and point in all directions.",
-        tint=((22, 12, 8), (150, 108, 66), (252, 236, 206)),
-        halve=True,
     ),
-    "gravel": Photo(
-        "gravel.png",
+    "gravel_brown": Tinted(
+        "gravel",
+        ((24, 20, 22), (138, 122, 104), (246, 242, 232)),
         "The image features gravel of many small stones. The stones are brown and gray.",
-        tint=((24, 20, 22), (138, 122, 104), (246, 242, 232)),
     ),
-    "gravel_gray": Photo("gravel.png", "The image features gravel of many small gray stones.", halve=True),
-    "coins": Photo(
-        "coins.png", "The image features rows of old coins on a dark cloth. Heads are stamped on the coins."
-    ),
-    "cell": Photo("cell.png", "The image features a single round cell under a microscope. Its rim is bright."),
 }
-HELD_OUT = {
-    "chelsea": Photo(
-        "chelsea.png", "The image features a close-up of a tabby cat. Its green eyes look to the side."
-    ),
-    "coffee": Photo(
-        "coffee.png",
-        "The image features a cup of coffee on a saucer. A small spoon lies beside it on a wooden table.",
-    ),
-    "camera": Photo(
-        "camera.png", "The image features a man in a dark coat with a camera on a tripod. Towers are behind him."
-    ),
-}  # fmt: skip
+HALVED = "astronaut", "rocket", "retina", "hubble_deep_field", "ihc", "grass_dry", "gravel"
+"""Of which a copy of half the size is written as well: the same things, smaller and sharper."""
+ONLY_HALVED = ("retina",)
 DRAWN = {
     "leaves": "The image features overlapping round and angular shapes of many colours.",
     "page": "The image features a page of printed text. The letters are of several sizes.",
     "chart": "The image features drawn lines, circles and squares on a plain ground.",
 }
-CAPTIONS = [*(photo.caption for photo in (*TRAIN.values(), *HELD_OUT.values())), *DRAWN.values()]
+CAPTIONS = [
+    *(photograph.caption for photograph in read_manifest() if photograph.split == "train"),
+    *(tinted.caption for tinted in TINTED.values()),
+    *DRAWN.values(),
+]
+"""Of the pictures under train/."""
 WORDS = """
     light water stone river morning window paper garden letter number small large under over between before after
     often never always quick slow bright dark north south west east one two three four five six seven eight nine
@@ -122,81 +88,94 @@ WORDS = """
 def main(argv: list[str] | None = None) -> int:
     """Write the pictures; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", type=pathlib.Path, required=True, help="what gather_photographs.py wrote")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="a folder that does not exist yet")
-    try:
-        counts = write_pictures(parser.parse_args(argv).output)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(", ".join(f"{count} pictures in {folder}" for folder, count in counts.items()))
-    return 0
+    options = parser.parse_args(argv)
+    return command.run(lambda: write_pictures(options.photographs, options.output))
 
 
-def write_pictures(output: pathlib.Path) -> dict[str, int]:
-    """Write both folders, whole or not at all; returns how many pictures each got."""
+def write_pictures(photographs: pathlib.Path, output: pathlib.Path) -> None:
+    """Write all folders, whole or not at all.
+
+    Raises:
+        InputError: a photograph that is not there or is another one, by name; an output that exists.
+    """
     refuse_existing(output)
-    counts = {}
-    with whole(output, 60_000_000) as target:
-        photos = _photos()
-        folders = {"train/photos": photos, "train/drawn": _drawn(photos), "held_out": _held_out()}
-        for folder, pictures in folders.items():
+    manifest = read_manifest()
+    files = {photograph.name: _read(photograph, photographs) for photograph in manifest}
+    bundled = {p.name: (_pixels(files[p.name]), p.caption) for p in manifest if p.bundled and p.split == "train"}
+    examples = {p.name: (_middle(_pixels(files[p.name])), p.caption) for p in manifest if p.split == "example"}
+    textures = _textures(bundled)
+    with whole(output, 150_000_000) as target:
+        for folder, split in (("train/photos", "train"), ("validation", "validation"), ("test", "test")):
+            # As they are: JPEG once more would only add to what a restorer is to remove.
+            chosen = [p for p in manifest if p.split == split and not p.bundled]
             (target / folder).mkdir(parents=True)
+            for photograph in chosen:
+                (target / folder / photograph.file).write_bytes(files[photograph.name])
+                write_caption(target / folder / f"{photograph.name}.json", photograph.caption)
+            print(f"{len(chosen)} photographs in {folder}")
+        for folder, pictures in (("train/photos", textures), ("train/drawn", _drawn(textures)), ("example", examples)):
+            (target / folder).mkdir(parents=True, exist_ok=True)
             for name, (pixels, caption) in pictures.items():
                 Image.fromarray(pixels).save(target / folder / f"{name}.png")
                 write_caption(target / folder / f"{name}.json", caption)
-            counts[folder] = len(pictures)
-    return counts
+            print(f"{len(pictures)} pictures in {folder}")
 
 
 Pictures = dict[str, tuple[np.ndarray, str]]
 """Name -> (H, W, 3) uint8 and the caption."""
 
 
-def _photos() -> Pictures:
-    pictures = {}
-    for name, photo in TRAIN.items():
-        pixels = _tinted(read_photo(photo.file), photo.tint)
-        if not photo.only_half:
-            pictures[name] = (pixels, photo.caption)
-        if photo.halve or photo.only_half:
-            pictures[f"{name}_half"] = (_half(pixels), photo.caption)
-    return pictures
+def _read(photograph: Photograph, folder: pathlib.Path) -> bytes:
+    """The file of a photograph, which is the manifest's."""
+    bundle = pathlib.Path(skimage.data.__file__).parent
+    path = (bundle if photograph.bundled else folder) / photograph.file
+    if not path.is_file():
+        how = "reinstall scikit-image" if photograph.bundled else "run gather_photographs.py"
+        raise InputError(f"{path}: no such file; {how}")
+    data = path.read_bytes()
+    fault = photograph.fault(data)
+    if fault:
+        raise InputError(f"{path}: {fault}")
+    return data
 
 
-def _drawn(photos: Pictures) -> Pictures:
+def _pixels(data: bytes) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _textures(bundled: Pictures) -> Pictures:
+    """Scikit-image's pictures for training: as they are, tinted, and of half the size."""
+    tinted = {name: (_tinted(bundled[of.name][0], of.colours), of.caption) for name, of in TINTED.items()}
+    pictures = bundled | tinted
+    halved = {f"{name}_half": (_half(pictures[name][0]), pictures[name][1]) for name in HALVED}
+    return {name: picture for name, picture in pictures.items() if name not in ONLY_HALVED} | halved
+
+
+def _drawn(textures: Pictures) -> Pictures:
     pictures = {}
-    textures = [photos[name][0] for name in ("brick", "grass", "gravel", "hay", "tissue", "galaxies")]
+    names = "brick_red", "grass_green", "gravel_brown", "grass_dry", "ihc", "hubble_deep_field"
+    cloths = [textures[name][0] for name in names]
     for kind, count in (("leaves", LEAVES), ("page", PAGES), ("chart", CHARTS)):
         for index in range(count):
             rng = np.random.default_rng((ord(kind[0]), index))
-            pixels = leaves(rng, textures) if kind == "leaves" else page(rng) if kind == "page" else chart(rng)
+            pixels = leaves(rng, cloths) if kind == "leaves" else page(rng) if kind == "page" else chart(rng)
             pictures[f"{kind}_{index:02d}"] = (pixels, DRAWN[kind])
     return pictures
 
 
-def _held_out() -> Pictures:
-    """The middle of each, with sides of at most 512 that a quarter and the network's levels divide."""
-    pictures = {}
-    for name, photo in HELD_OUT.items():
-        pixels = read_photo(photo.file)
-        height, width = (min(side, SIDE) // 16 * 16 for side in pixels.shape[:2])
-        top, left = ((have - want) // 2 for have, want in zip(pixels.shape, (height, width), strict=False))
-        pictures[name] = (pixels[top : top + height, left : left + width], photo.caption)
-    return pictures
-
-
-def read_photo(file: str) -> np.ndarray:
-    """A picture of scikit-image's bundle: (H, W, 3) uint8."""
-    path = pathlib.Path(skimage.data.__file__).parent / file
-    if not path.is_file():
-        raise InputError(f"{path}: scikit-image bundles this picture, this installation lacks it; reinstall it")
-    return np.asarray(Image.open(path).convert("RGB"))
+def _middle(pixels: np.ndarray) -> np.ndarray:
+    """The middle of a picture, with sides of at most 512 that a quarter and the network's levels divide."""
+    height, width = (min(side, SIDE) // 16 * 16 for side in pixels.shape[:2])
+    top, left = ((have - want) // 2 for have, want in zip(pixels.shape, (height, width), strict=False))
+    return pixels[top : top + height, left : left + width]
 
 
 def _tinted(pixels: np.ndarray, colours: tuple[tuple[int, int, int], ...]) -> np.ndarray:
     """Gray levels to colours between the given ones."""
-    if not colours:
-        return pixels
     places = np.linspace(0, 255, len(colours))
     table = np.stack([np.interp(np.arange(256), places, channel) for channel in np.array(colours).T], axis=-1)
     return np.rint(table).astype(np.uint8)[pixels[..., 0]]
