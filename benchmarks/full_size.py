@@ -18,20 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 
 import numpy as np
+from paired import TorchNetworks, measure, our_config, our_parameters
 
 GUIDANCE = 5.0
-
-
-def published_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The random numbers that both frameworks use for one tensor: matrices keep activations near one."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    if len(shape) == 1:
-        is_scale = name.endswith("weight") and ("norm" in name or "ln_" in name)
-        return (0.1 * rng.standard_normal(shape, np.float32) + np.float32(is_scale)).astype(np.float32)
-    return rng.standard_normal(shape, np.float32) * np.float32(np.prod(shape[1:]) ** -0.5)
 
 
 def inputs(latent: int) -> dict[str, np.ndarray]:
@@ -49,17 +40,6 @@ def inputs(latent: int) -> dict[str, np.ndarray]:
     }
 
 
-def measure(run, repeats: int) -> tuple[list[float], object]:
-    """Seconds of each call after one warm-up, and the last result."""
-    result = run()
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        result = run()
-        seconds.append(time.perf_counter() - begin)
-    return seconds, result
-
-
 def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
     """Our process: FaithDiffModel from published names through the project's rules."""
     import jax
@@ -69,25 +49,25 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
     from faithdiff_jax.inference.denoise import denoise
     from faithdiff_jax.inference.inputs import SamplingInputs, Text, plan_sampling
     from faithdiff_jax.inference.options import RestoreOptions
-    from faithdiff_jax.models.config import FaithDiffConfig
     from faithdiff_jax.models.faithdiff import FaithDiffModel
-    from faithdiff_jax.models.parts import flatten, unflatten
-    from faithdiff_jax.weights import rules
-    from faithdiff_jax.weights.keymap import KeyMap
+    from faithdiff_jax.models.parts import unflatten
 
     if options.dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
-    config = FaithDiffConfig()
+    config = our_config("sdxl")
     dtype = jnp.dtype(options.dtype)
     build = lambda: FaithDiffModel(  # noqa: E731
         config.unet, config.alignment, config.lq_encoder_config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype
     )
-    graph, shapes = nnx.split(nnx.eval_shape(build))
-    keymap = KeyMap(rules.FAITHDIFF, {path: leaf.shape for path, leaf in flatten(nnx.to_pure_dict(shapes)).items()})
-    published = keymap.published_shapes()
-    read = keymap.read(lambda name: published_tensor(name, published[name]))
-    params = unflatten({path: jnp.asarray(array, dtype) for path, array in read})
+    graph, _ = nnx.split(nnx.eval_shape(build))
+    params = unflatten(
+        {
+            f"{place}.{path}": jnp.asarray(array, dtype)
+            for place, part in (("denoiser.unet", "unet"), ("denoiser.alignment", "alignment"), ("lq_encoder",) * 2)
+            for path, array in our_parameters(config, part)
+        }
+    )
     x = {name: jnp.asarray(array) for name, array in inputs(options.latent).items()}
 
     def predict(params, x):
@@ -139,37 +119,11 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
 def reference(options: argparse.Namespace, folder: pathlib.Path) -> dict:
     """PyTorch's process: diffusers' UNet and encoder, the tests' copy of the aligner."""
     import torch
-    from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
-    from diffusers.models.autoencoders.vae import Encoder
-
-    sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
-    from torch_aligner import TorchAligner
+    from diffusers import EulerDiscreteScheduler
 
     dtype = getattr(torch, options.dtype if options.device == "cpu" else options.torch_dtype)
-
-    def filled(module: torch.nn.Module, prefix: str = "") -> torch.nn.Module:
-        state = {
-            name: torch.from_numpy(published_tensor(prefix + name, tuple(tensor.shape))).to(options.device, dtype)
-            for name, tensor in module.state_dict().items()
-        }
-        module.load_state_dict(state, assign=True)
-        return module.eval()
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=128, block_out_channels=(320, 640, 1280), cross_attention_dim=2048,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=[1, 2, 10], attention_head_dim=[5, 10, 20], use_linear_projection=True,
-            addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-        )  # fmt: skip
-        aligner = TorchAligner()
-        encoder = Encoder(
-            out_channels=4, down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-        )  # fmt: skip
-        encoder.conv_norm_out = encoder.conv_act = encoder.conv_out = torch.nn.Identity()
-    unet, aligner, encoder = filled(unet), filled(aligner), filled(encoder, "denoise_encoder.")
+    networks = TorchNetworks("sdxl", options.device, dtype=dtype, parts=("unet", "lq_encoder"))
+    unet, encoder = networks.unet, networks.lq_encoder
 
     def tensors(latent: int) -> dict:
         arrays = {k: v.transpose(0, 3, 1, 2) if v.ndim == 4 else v for k, v in inputs(latent).items()}
@@ -180,8 +134,6 @@ def reference(options: argparse.Namespace, folder: pathlib.Path) -> dict:
         }
 
     denoiser = torch.compile(unet) if options.compile else unet
-    condition = {}
-    unet.conv_in.register_forward_hook(lambda module, args, hidden: aligner(hidden, condition["features"]))
 
     def evaluate(latents, timesteps, context, pooled, time_ids):
         added = {"text_embeds": pooled, "time_ids": time_ids}
@@ -194,7 +146,7 @@ def reference(options: argparse.Namespace, folder: pathlib.Path) -> dict:
 
     with torch.no_grad():
         x = tensors(options.latent)
-        condition["features"] = encoder(x["images"])
+        networks.features = encoder(x["images"])
         arguments = (x["latents"], x["timesteps"], x["context"], x["pooled"], x["time_ids"])
         np.save(folder / "reference.npy", evaluate(*arguments).float().cpu().numpy().transpose(0, 2, 3, 1))
         report = {}
@@ -204,7 +156,7 @@ def reference(options: argparse.Namespace, folder: pathlib.Path) -> dict:
             x = tensors(options.image // 8)
 
             def image():
-                condition["features"] = encoder(x["images"]).repeat(2, 1, 1, 1)
+                networks.features = encoder(x["images"]).repeat(2, 1, 1, 1)
                 scheduler = EulerDiscreteScheduler(
                     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
                     timestep_spacing="leading",
