@@ -22,11 +22,13 @@ from jax.sharding import AxisType, Mesh
 from tpu_compiler import assigned_bytes
 
 from faithdiff_jax.config import from_dict, load
+from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.attention import trace_for
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.sharding import batch_sharding
 from faithdiff_jax.training.batch import abstract_batch, check_batch
-from faithdiff_jax.training.config import load_train_config
+from faithdiff_jax.training.config import TrainConfig, load_train_config
+from faithdiff_jax.training.distillation import DistillStep, Teacher, teacher_options
 from faithdiff_jax.training.groups import assign_groups
 from faithdiff_jax.training.loop import step_flops
 from faithdiff_jax.training.parameters import model_shapes, trained_shapes
@@ -40,6 +42,16 @@ CHIPS = {
     "v5e-256": ("v5e:16x16", 256, 16.0),
     "v6e-8": ("v6e:2x4", 8, 32.0),
 }
+
+
+def make_step(config: TrainConfig, model: FaithDiffConfig, labels: dict[str, str], mesh: Mesh | None) -> TrainStep:
+    """The run's step; a teacher is the published model, with the published defaults."""
+    if config.distill is None:
+        return TrainStep(config, model, labels, mesh)
+    published = FaithDiffConfig()
+    negative_ids = tuple(np.zeros((1, encoder.positions), np.int32) for encoder in published.text_encoders)
+    teacher = Teacher(published, teacher_options(config.distill, RestoreOptions()), negative_ids)
+    return DistillStep(config, model, labels, mesh, teacher)
 
 
 def main() -> None:
@@ -60,15 +72,15 @@ def main() -> None:
     print(f"{options.config} {' '.join(options.overrides)} on {options.chips}, mesh {data} x {count // data}")
     trained = trained_shapes(config, shapes, labels)
     print(f"trained parameters    {sum(map(np.prod, trained.values())) / 1e6:10.1f} M")
-    print(f"model FLOPs a step    {step_flops(TrainStep(config, model, labels, None), shapes) / 1e12:10.1f} TFLOP")
+    print(f"model FLOPs a step    {step_flops(make_step(config, model, labels, None), shapes) / 1e12:10.1f} TFLOP")
     if options.flops:
         return
 
     devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[:count])
     mesh = Mesh(devices.reshape(data, -1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     check_batch(config, model, count, 1)
-    step = TrainStep(config, model, labels, mesh)
-    frozen = {path: jax.ShapeDtypeStruct(shape, step.dtype) for path, shape in shapes.items() if path not in labels}
+    step = make_step(config, model, labels, mesh)
+    frozen = {path: jax.ShapeDtypeStruct(shape, step.dtype) for path, shape in step.frozen_shapes(shapes).items()}
     masters = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in trained.items()}
 
     def placed(tree):

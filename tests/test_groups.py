@@ -32,6 +32,8 @@ SHIPPED = {
     "stage2_published": STAGE_2_TRAINS,
     "frozen_unet": ALIGNER + ENCODER,
     "lora": ALIGNER + ADAPTERS,
+    "distill_guidance": ALIGNER + UNET + 0.082,
+    "distill_steps": ALIGNER + UNET,
     "ablations/diffusion_fixed": ALIGNER + ENCODER,
     "ablations/encoder_fixed": ALIGNER + UNET,
     "ablations/last_layer_features": UNET + 6.797 + 34.164,

@@ -171,7 +171,7 @@ SAMPLERS: Mapping[str, Callable[[ScheduleConfig, int], Sampler]] = dict(zip(name
 def guide(
     unconditional: Float[Array, "b h w c"],
     conditional: Float[Array, "b h w c"],
-    guidance: Float[Array, ""] | float,
+    guidance: Float[Array, ""] | Float[Array, "b 1 1 1"] | float,
     rescale: Float[Array, ""] | float | None = None,
 ) -> Float[Array, "b h w c"]:
     """Classifier-free guidance (Ho and Salimans 2022), rescaled if asked (Lin et al. 2024, section 3.4).
@@ -179,7 +179,7 @@ def guide(
     Args:
         unconditional: noise predicted without the caption.
         conditional: noise predicted with it.
-        guidance: the weight; 1 is the conditional prediction.
+        guidance: the weight, or one for each sample; 1 is the conditional prediction.
         rescale: phi in 0..1, how far each sample's standard deviation is brought back to the conditional one's.
     """
     guided = unconditional + guidance * (conditional - unconditional)

@@ -11,6 +11,7 @@ Timesteps = Real[Array, "*b"] | Real[np.ndarray, "*b"] | int
 """One for all samples of a batch, or one for each; whole numbers, in any type where they are not looked up."""
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+SPACINGS = ("leading", "trailing")
 MOST_TRAIN_STEPS = 100_000
 
 
@@ -25,6 +26,9 @@ class ScheduleConfig:
     prediction: str = "epsilon"
     """What the UNet puts out, in the words of diffusers: noise ("epsilon", SDXL), "v_prediction" (Salimans and Ho 2022,
     SD 2.1), or the clean latent itself ("sample")."""
+    spacing: str = "leading"
+    """How a sampler spreads its steps, in the words of diffusers: "leading" (published) counts up from `steps_offset`,
+    "trailing" down from the last timestep, so that few steps start where there is nothing but noise."""
 
     def __post_init__(self) -> None:
         for name in ("train_steps", "steps_offset"):
@@ -40,6 +44,8 @@ class ScheduleConfig:
             raise ValueError(f"beta_start is {self.beta_start} and beta_end {self.beta_end}: must lie between 0 and 1")
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction is {self.prediction!r}: must be one of {', '.join(PREDICTIONS)}")
+        if self.spacing not in SPACINGS:
+            raise ValueError(f"spacing is {self.spacing!r}: must be one of {', '.join(SPACINGS)}")
 
 
 def alphas_cumprod(config: ScheduleConfig) -> Float32[np.ndarray, "train_steps"]:
@@ -49,16 +55,18 @@ def alphas_cumprod(config: ScheduleConfig) -> Float32[np.ndarray, "train_steps"]
 
 
 def timesteps(config: ScheduleConfig, steps: int) -> Int32[np.ndarray, "{steps}"]:
-    """(steps,) int32, falling: "leading" spacing, 951, 901, ... 1 for 20 steps of 1000.
+    """(steps,) int32, falling: for 20 steps of 1000, 951, 901, ... 1 ("leading") or 999, 949, ... 49 ("trailing").
 
     With as many steps as training has, the offset leads one past the last timestep; the published sampler lets it,
-    and takes the last timestep's noise level there.
+    and takes the last timestep's noise level there. Source: section 3.3 of Lin et al. 2024 (trailing).
 
     Raises:
         ValueError: steps below 1 or above `train_steps`.
     """
     if not 1 <= steps <= config.train_steps:
         raise ValueError(f"steps is {steps}: must be between 1 and {config.train_steps}")
+    if config.spacing == "trailing":
+        return (np.rint(np.arange(steps, 0, -1) * config.train_steps / steps) - 1).astype(np.int32)
     spacing = config.train_steps // steps
     return (np.arange(steps - 1, -1, -1) * spacing + config.steps_offset).astype(np.int32)
 

@@ -74,7 +74,8 @@ def denoise_and_attribute(
     if inputs.start is not None:  # the LQ latent, noised to the last timestep (published `start_point="lr"`)
         latents = schedule.add_noise(sampler.schedule, inputs.start, latents, sampler.schedule.train_steps - 1)
     visited = jnp.asarray(sampler.timesteps())
-    conditions = visited, denoiser.unet.embed_timesteps(visited)
+    fed = None if denoiser.unet.config.guidance_dim is None else jnp.full(visited.shape, inputs.guidance)
+    conditions = visited, denoiser.unet.embed_timesteps(visited, fed)
     latents, total = sampler.walk(predict_noise, latents, conditions, inputs.step_noise, no_maps)
     return latents, None if total is None else total / sampler.steps
 

@@ -163,8 +163,10 @@ def plan_and_complete(
         raise InputError(
             f"step_noise is None: sampler {options.sampler!r} needs (steps, B, h, w, c) standard normal noise"
         )
-    negative = inputs.negative if options.guidance > 1 else None
-    if options.guidance > 1 and negative is None:
+    # A UNet that is fed the weight guides by itself.
+    guided = options.guidance > 1 and config.unet.guidance_dim is None
+    negative = inputs.negative if guided else None
+    if guided and negative is None:
         raise InputError(f"guidance is {options.guidance}: above 1 it needs negative_context and negative_pooled")
     sides = [side for side in (inputs.text, negative) if side is not None]
     if config.unet.pooled_dim is not None and any(side.pooled is None for side in sides):

@@ -76,9 +76,13 @@ class Denoiser(nnx.Module):
         context: Float[Array, "b m d"],
         pooled: Float[Array, "b p"] | None = None,
         time_ids: Real[Array, "b 6"] | None = None,
+        guidance: Real[Array, "b"] | None = None,
     ) -> Float[Array, "b h w o"]:
-        """Predict the noise from scratch, one text per latent; shapes as in `UNet.__call__`, features (B, h, w, F)."""
-        embedding = self.unet.embed_timesteps(timesteps) + self.unet.embed_added(pooled, time_ids)
+        """Predict the noise from scratch, one text per latent; shapes as in `UNet.__call__`, features (B, h, w, F).
+
+        `guidance` is that of `UNet.embed_timesteps`.
+        """
+        embedding = self.unet.embed_timesteps(timesteps, guidance) + self.unet.embed_added(pooled, time_ids)
         return self.denoise(latents, embedding, self.alignment.embed(features), self.unet.project_text(context))
 
 

@@ -45,12 +45,15 @@ class UNetConfig:
     """Width of the pooled text in the added embedding (SDXL); None for models without one (SD 2.1)."""
     time_id_dim: int = 256
     """Width of the sinusoidal embedding of each of the six time ids."""
+    guidance_dim: int | None = None
+    """Width of the sinusoidal embedding of the guidance weight, for a UNet that guidance was distilled into; None for
+    one that predicts without guidance."""
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
         check_levels(self.channels)
         check_sizes(self, 1, LARGEST_WIDTH, "in_channels", "out_channels", "channels", "context_dim", "pooled_dim")
-        check_sizes(self, 1, LARGEST_WIDTH, "time_id_dim", "norm_groups", "heads")
+        check_sizes(self, 1, LARGEST_WIDTH, "time_id_dim", "norm_groups", "heads", "guidance_dim")
         check_sizes(self, 1, MOST_LAYERS, "resnets_per_level", "mid_transformer_depth")
         check_sizes(self, 0, MOST_LAYERS, "transformer_depth")
         levels = len(self.channels)
@@ -93,15 +96,26 @@ def sinusoidal_embedding(positions: Real[Array, "*shape"], dim: int) -> Float32[
 
 
 class EmbeddingMLP(nnx.Module):
-    """Two linear layers with a SiLU between."""
+    """Two linear layers with a SiLU between; with `condition_dim` a condition of that width may be added in front.
 
-    def __init__(self, in_dim: int, dim: int, *, make: Layers):
+    The condition's projection starts at zero. Source: `TimestepEmbedding` of diffusers.
+    """
+
+    def __init__(self, in_dim: int, dim: int, condition_dim: int | None = None, *, make: Layers):
+        if condition_dim is not None:
+            self.cond_proj = make.linear(condition_dim, in_dim, use_bias=False, zeros=True)
         self.linear_1 = make.linear(in_dim, dim)
         self.linear_2 = make.linear(dim, dim)
 
-    def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b d"]:
-        """(B, in_dim) -> (B, dim)."""
+    def __call__(self, x: Float[Array, "b i"], condition: Float[Array, "b c"] | None = None) -> Float[Array, "b d"]:
+        """(B, in_dim), (B, condition_dim) -> (B, dim)."""
+        if condition is not None:
+            x = x + self.cond_proj(condition)
         return self.linear_2(nnx.silu(self.linear_1(x)))
+
+
+GUIDANCE_SCALE = 100
+"""What the guidance weight is multiplied by before it is embedded: weights of 1 to 10 lie as timesteps do."""
 
 
 class UNetLevel(nnx.Module):
@@ -146,7 +160,7 @@ class UNet(nnx.Module):
             ]
 
         self.conv_in = make.conv3x3(config.in_channels, widths[0])
-        self.time_embedding = EmbeddingMLP(widths[0], embedding_dim, make=make)
+        self.time_embedding = EmbeddingMLP(widths[0], embedding_dim, config.guidance_dim, make=make)
         self.add_embedding = (
             EmbeddingMLP(config.pooled_dim + 6 * config.time_id_dim, embedding_dim, make=make)
             if config.pooled_dim is not None
@@ -184,9 +198,18 @@ class UNet(nnx.Module):
         self.conv_norm_out = make.group_norm(widths[0], groups, epsilon=1e-5)
         self.conv_out = make.conv3x3(widths[0], config.out_channels)
 
-    def embed_timesteps(self, timesteps: Real[Array, "b"]) -> Float[Array, "b e"]:
-        """(B,) timesteps in 0..999 -> (B, embedding_dim)."""
-        return self.time_embedding(sinusoidal_embedding(timesteps, self.config.channels[0]))
+    def embed_timesteps(
+        self, timesteps: Real[Array, "b"], guidance: Real[Array, "b"] | None = None
+    ) -> Float[Array, "b e"]:
+        """(B,) timesteps in 0..999 -> (B, embedding_dim).
+
+        `guidance` is the weight, for a UNet with `guidance_dim`; None stands for 1, no guidance. Others do not read it.
+        """
+        times = sinusoidal_embedding(timesteps, self.config.channels[0])
+        if self.config.guidance_dim is None:
+            return self.time_embedding(times)
+        weights = jnp.ones(timesteps.shape) if guidance is None else guidance
+        return self.time_embedding(times, sinusoidal_embedding(GUIDANCE_SCALE * weights, self.config.guidance_dim))
 
     def embed_added(
         self, pooled: Float[Array, "b p"] | None, time_ids: Real[Array, "b 6"] | None

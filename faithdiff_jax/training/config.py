@@ -25,6 +25,7 @@ from faithdiff_jax.data.loader import DataConfig
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.metrics.names import metric_info
 from faithdiff_jax.inference.options import RestoreOptions
+from faithdiff_jax.training.distill_config import DistillConfig
 
 LOSSES = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
@@ -216,6 +217,8 @@ class TrainConfig:
     groups: Mapping[str, GroupConfig]
     frozen: tuple[str, ...] = ()
     lora: LoRAConfig | None = None
+    distill: DistillConfig | None = None
+    """None to learn from photographs, as published."""
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fresh: tuple[str, ...] = ()
     loss: str = "l1"

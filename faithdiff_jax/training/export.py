@@ -17,6 +17,7 @@ from faithdiff_jax.files.writing import refuse_existing
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_names, part_shapes
 from faithdiff_jax.training.config import TrainConfig
+from faithdiff_jax.training.distillation import exported_defaults
 from faithdiff_jax.training.lora import PREFIX, merged
 from faithdiff_jax.training.run_directory import CHECKPOINTS, Run, is_same_model, model_config, read_run
 from faithdiff_jax.training.saved_checkpoints import load_saved, saved_specs, saved_steps, verify
@@ -150,7 +151,7 @@ def export_run(
         contents,
         tokenizers=model.path,
         provenance=_provenance(run, model, saved, ema, parts),
-        defaults={**model.defaults, **(defaults or {})},
+        defaults={**model.defaults, **exported_defaults(stored_run.config, config, model), **(defaults or {})},
         allow_nonfinite=allow_nonfinite,
     )
     return saved

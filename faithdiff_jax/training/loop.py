@@ -29,6 +29,7 @@ from faithdiff_jax.sharding import batch_sharding, make_mesh
 from faithdiff_jax.training.batch import abstract_batch, check_batch, check_memory
 from faithdiff_jax.training.checkpoints import Checkpoints, named_leaves
 from faithdiff_jax.training.config import TrainConfig
+from faithdiff_jax.training.distillation import DistillStep, make_step
 from faithdiff_jax.training.groups import assign_groups
 from faithdiff_jax.training.optimizer import Flat
 from faithdiff_jax.training.parameters import (
@@ -90,7 +91,7 @@ def _train(
     check_memory(config, model, mesh.size, jax.process_count())
     tokenizers = load_tokenizers(model, model_dir)
     loader = open_loader(config, tokenizers)
-    step = TrainStep(config, model, labels, mesh)
+    step = make_step(config, model, labels, mesh, stored, tokenizers)
     validation = None
     if config.validation is not None:
         validation = Validation(config.validation, model, tokenizers, dtype=jnp.dtype(config.dtype), mesh=mesh)
@@ -168,7 +169,7 @@ def step_flops(step: TrainStep, shapes: dict[str, tuple[int, ...]]) -> float:
     """Model FLOPs of one step: matrix products of loss and gradients, without any that rematerialisation repeats."""
     config, model = step.config, step.model
     trained = _abstract(trained_shapes(config, shapes, step.labels), jnp.float32)
-    frozen = _abstract({path: shape for path, shape in shapes.items() if path not in step.labels}, step.dtype)
+    frozen = _abstract(step.frozen_shapes(shapes), step.dtype)
     plain = step.without_rematerialisation()
     # FLOPs go with the batch, and a batch of one unit traces faster.
     samples = model.alignment.group or 1
@@ -194,6 +195,8 @@ def _start(
     trained, frozen = load_parameters(
         step.config, stored, step.model, step.labels, step.mesh, only_frozen=latest is not None
     )
+    if isinstance(step, DistillStep):
+        frozen |= step.teacher_parameters(stored)
     check_finite(frozen, stored.path)
     if latest is None:
         check_finite(trained, stored.path)

@@ -4,6 +4,7 @@ model directory -> {path: array}, trained in float32 and frozen in the compute d
 state + frozen  -> {part: nested dict}, for inference
 """
 
+import dataclasses
 import pathlib
 import zlib
 from collections.abc import Mapping
@@ -25,8 +26,12 @@ from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
 NAMED_AT_MOST = 5
+GUIDANCE = "cond_proj.kernel"
 
 Shapes = dict[str, tuple[int, ...]]
+
+TEACHER = "teacher."
+"""Before the paths of a teacher's own copies of what trains, among the frozen parameters."""
 
 
 def model_shapes(model: FaithDiffConfig) -> Shapes:
@@ -86,7 +91,12 @@ def _part(
     sharding = {path: parameter_sharding(mesh, shape) for path, shape in shapes.items()}
     if part not in config.fresh:
         dtype = jnp.float32 if any(f"{part}.{path}" in labels for path in shapes) else jnp.dtype(config.dtype)
-        loaded = flatten(stored.load(part, config=model, dtype=dtype, sharding=sharding))
+        # A weight that the model directory's UNet is not fed is projected by zeros at first.
+        new = [path for path in shapes if path.endswith(GUIDANCE) and stored.config.unet.guidance_dim is None]
+        known = model if not new else dataclasses.replace(model, unet=stored.config.unet)
+        places = {path: place for path, place in sharding.items() if path not in new}
+        loaded = flatten(stored.load(part, config=known, dtype=dtype, sharding=places))
+        loaded |= {path: _put(np.zeros(shapes[path], np.float32), sharding[path]) for path in new}
         return {f"{part}.{path}": array for path, array in loaded.items()}
     fresh = fresh_part(model, part, dict(stored.arrays("vae")), config.seed)
     return {f"{part}.{path}": _put(array.astype(np.float32), sharding[path]) for path, array in fresh.items()}
@@ -132,4 +142,5 @@ def inference_params(config: TrainConfig, state: Mapping[str, Any], frozen: Flat
     """The model as it would be exported (its moving average, if there is one), by part and in the compute dtype."""
     trained = state.get("ema", state["trained"])
     cast = {path: array.astype(config.dtype) for path, array in trained.items()}
-    return unflatten(merge_adapters(config.lora, frozen | cast))
+    own = {path: array for path, array in frozen.items() if not path.startswith(TEACHER)}
+    return unflatten(merge_adapters(config.lora, own | cast))

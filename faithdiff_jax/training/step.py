@@ -105,6 +105,10 @@ class TrainStep:
         # A copy, since both are donated.
         return state | ({"ema": jax.tree.map(jnp.copy, trained)} if self.config.ema is not None else {})
 
+    def frozen_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Path -> shape of the frozen parameters that a step takes; `shapes` are those of the whole model."""
+        return {path: shape for path, shape in shapes.items() if path not in self.labels}
+
     def shardings(self, tree: Any) -> Any:
         """Where each leaf of a state, or of a flat dict, lies: split over `fsdp` by its shape."""
         mesh = self.mesh

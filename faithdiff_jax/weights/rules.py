@@ -47,6 +47,7 @@ def _resample(prefix: str) -> list[Rule]:
 UNET: list[Rule] = [
     *_same(CONV, "conv_in", "conv_out"),
     *_same(LINEAR, "time_embedding.linear_{i}", "add_embedding.linear_{i}"),
+    *_same(LINEAR_WITHOUT_BIAS, "time_embedding.cond_proj"),
     *_resnet("down_blocks.{b}"),
     *_transformer("down_blocks.{b}"),
     *_resample("down_blocks.{b}"),
