@@ -22,7 +22,8 @@ from tpu_compiler import assigned_bytes
 from faithdiff_jax.inference.denoise import denoise
 from faithdiff_jax.inference.inputs import SamplingInputs, Text, plan_sampling
 from faithdiff_jax.inference.options import RestoreOptions
-from faithdiff_jax.models.attention import attention, trace_for, use_implementation
+from faithdiff_jax.models.attention import attention, use_implementation
+from faithdiff_jax.models.backend import trace_for
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.faithdiff import Denoiser
 

@@ -23,7 +23,7 @@ from tpu_compiler import assigned_bytes
 
 from faithdiff_jax.config import from_dict, load
 from faithdiff_jax.inference.options import RestoreOptions
-from faithdiff_jax.models.attention import trace_for
+from faithdiff_jax.models.backend import trace_for
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.sharding import batch_sharding
 from faithdiff_jax.training.batch import abstract_batch, check_batch

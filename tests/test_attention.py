@@ -8,7 +8,8 @@ import pytest
 from parity import assert_parity
 
 from faithdiff_jax.models import attention as module
-from faithdiff_jax.models.attention import attention, choose, trace_for, use_implementation
+from faithdiff_jax.models.attention import attention, choose, use_implementation
+from faithdiff_jax.models.backend import trace_for
 
 
 def normal(rng, *shape):

@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec
 
 from faithdiff_jax.models import attention
 from faithdiff_jax.models.attention import use_implementation
+from faithdiff_jax.models.blocks import Upsample
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.models.convolution import Upsample
 from faithdiff_jax.models.layers import Layers
 from faithdiff_jax.models.unet import UNet
 from faithdiff_jax.planning.flops import count, peak_tflops

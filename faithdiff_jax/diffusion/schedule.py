@@ -127,17 +127,6 @@ def to_noise(config: ScheduleConfig, output: Latents, noisy: Latents, timestep: 
     return signal * output + deviation * noisy
 
 
-def to_clean(config: ScheduleConfig, output: Latents, noisy: Latents, timestep: Timesteps) -> Float[Array, "b h w c"]:
-    """The clean latents that the UNet's output for `noisy` stands for, all (B, h, w, c); `noisy` has unit variance."""
-    output, noisy = jnp.asarray(output), jnp.asarray(noisy)
-    if config.prediction == "sample":
-        return output
-    signal, deviation = _rates(config, timestep)
-    if config.prediction == "epsilon":
-        return (noisy - deviation * output) / signal
-    return signal * noisy - deviation * output
-
-
 def _rates(config: ScheduleConfig, timestep: Timesteps) -> tuple[Float32[Array, "_ 1 1 1"], Float32[Array, "_ 1 1 1"]]:
     """sqrt(a_t) and sqrt(1 - a_t), broadcasting over (B, h, w, c)."""
     alpha = jnp.reshape(jnp.asarray(alphas_cumprod(config))[timestep], (-1, 1, 1, 1))

@@ -5,20 +5,19 @@
 
 import contextlib
 import contextvars
-import functools
 import math
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from faithdiff_jax.models.backend import platform, setting
+
 Queries = Float[Array, "b n heads d"]
 KeysOrValues = Float[Array, "b m heads d"]
 
 IMPLEMENTATIONS = ("cudnn", "splash", "heads", "xla")
-PLATFORMS = ("cuda", "rocm", "tpu", "cpu")
 
 # A score matrix of more elements than this is never held whole: its queries go through in chunks.
 SCORES_IN_MEMORY = 2**26
@@ -30,7 +29,6 @@ HEADS_SCORES = 2**16
 HEADS_QUERIES = 1024
 
 _implementation: contextvars.ContextVar[str | None] = contextvars.ContextVar("implementation", default=None)
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 def attention(q: Queries, k: KeysOrValues, v: KeysOrValues, *, causal: bool = False) -> Queries:
@@ -45,9 +43,7 @@ def attention(q: Queries, k: KeysOrValues, v: KeysOrValues, *, causal: bool = Fa
     Returns:
         (batch, queries, heads, dim), in q's dtype.
     """
-    implementation = _implementation.get() or choose(
-        _platform.get() or platform(), q.shape, k.shape, q.dtype, causal=causal
-    )
+    implementation = _implementation.get() or choose(platform(), q.shape, k.shape, q.dtype, causal=causal)
     if implementation == "cudnn":
         return _cudnn(q, k, v, causal)
     if implementation == "splash":
@@ -77,37 +73,11 @@ def choose(
     return "xla"
 
 
-@functools.cache
-def platform() -> str:
-    """ "cuda", "rocm", "tpu" or "cpu": the backend that programs are traced for."""
-    backend = jax.default_backend()
-    if backend != "gpu":
-        return backend
-    version = jax.devices()[0].client.platform_version.lower()
-    return "rocm" if "rocm" in version else "cuda"
-
-
 def use_implementation(name: str) -> contextlib.AbstractContextManager[None]:
     """Force one implementation for everything traced inside, to compare or to debug."""
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {name!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
-    return _set(_implementation, name)
-
-
-def trace_for(name: str) -> contextlib.AbstractContextManager[None]:
-    """Choose as on another platform for everything traced inside, to compile for machines that are not there."""
-    if name not in PLATFORMS:
-        raise ValueError(f"platform {name!r}: must be one of {', '.join(PLATFORMS)}")
-    return _set(_platform, name)
-
-
-@contextlib.contextmanager
-def _set(variable: contextvars.ContextVar[str | None], value: str) -> Iterator[None]:
-    token = variable.set(value)
-    try:
-        yield
-    finally:
-        variable.reset(token)
+    return setting(_implementation, name)
 
 
 def _cudnn(q: Queries, k: KeysOrValues, v: KeysOrValues, causal: bool) -> Queries:

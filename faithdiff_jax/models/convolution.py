@@ -1,70 +1,94 @@
-"""The convolutional blocks that the UNet and the VAE share. All arrays are (B, H, W, C)."""
+"""3x3 convolutions: one function, and the choice of the algorithm that computes it.
 
+(pictures, kernel) -> choose by platform, shape and dtype -> Winograd F(4x4) | Winograd F(2x2) | XLA's own
+"""
+
+import contextlib
+import contextvars
+import math
+from typing import Any
+
+import jax
 import jax.numpy as jnp
-from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from faithdiff_jax.models.layers import Layers, Padding
+from faithdiff_jax.models import winograd
+from faithdiff_jax.models.backend import platform, setting
+
+TILES = {"winograd4": 4, "winograd2": 2}
+ALGORITHMS = (*TILES, "direct")
+
+# What a core of a recent server does in a second: arithmetic of products and convolutions, bytes of transformed
+# weights, bytes of transformed pictures. Only their ratios choose; benchmarks/convolutions.py measures the choice.
+FLOPS = 200e9
+WEIGHT_BYTES = 7e9
+PICTURE_BYTES = 8e9
+# Below so many channels the transforms, which are not products, would be most of the work.
+CHANNELS = 64
+
+_algorithm: contextvars.ContextVar[str | None] = contextvars.ContextVar("algorithm", default=None)
 
 
-class ResnetBlock(nnx.Module):
-    """norm, SiLU, conv, (+ time), norm, SiLU, conv, + input; a 1x1 convolution fits the input's channels if need be.
+def convolve(
+    inputs: Float[Array, "b h w i"],
+    kernel: Float[Array, "kh kw i o"],
+    strides: tuple[int, ...],
+    padding: Any,
+    **others: Any,
+) -> Float[Array, "b oh ow o"]:
+    """`jax.lax.conv_general_dilated` for `nnx.Conv`, by Winograd where that is faster.
 
-    `embedding_dim` None leaves the time embedding out, as the VAE does.
+    Args:
+        inputs: (B, H, W, C).
+        kernel: (3, 3, C, O) of the same dtype, or of another size.
+        strides: of rows and columns.
+        padding: ((top, bottom), (left, right)), or what else `conv_general_dilated` takes.
+        others: what `nnx.Conv` hands on beside these; Winograd is for convolutions that leave all of it at its default.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        embedding_dim: int | None,
-        groups: int,
-        epsilon: float,
-        make: Layers,
-    ):
-        self.norm1 = make.group_norm(in_channels, groups, epsilon=epsilon)
-        self.conv1 = make.conv3x3(in_channels, out_channels)
-        self.time_emb_proj = None if embedding_dim is None else make.linear(embedding_dim, out_channels)
-        self.norm2 = make.group_norm(out_channels, groups, epsilon=epsilon)
-        self.conv2 = make.conv3x3(out_channels, out_channels)
-        fits = in_channels == out_channels
-        self.conv_shortcut = None if fits else make.conv1x1(in_channels, out_channels)
-
-    def __call__(
-        self, x: Float[Array, "b h w i"], embedding: Float[Array, "b e"] | None = None
-    ) -> Float[Array, "b h w o"]:
-        """(B, H, W, in), (B, embedding_dim) -> (B, H, W, out)."""
-        hidden = self.conv1(nnx.silu(self.norm1(x)))
-        if self.time_emb_proj is not None:
-            assert embedding is not None, "this block needs a time embedding"
-            hidden = hidden + self.time_emb_proj(nnx.silu(embedding))[:, None, None, :]
-        hidden = self.conv2(nnx.silu(self.norm2(hidden)))
-        return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+    plain = tuple(strides) == (1, 1) and padding in ([(1, 1), (1, 1)], ((1, 1), (1, 1)))
+    if plain and kernel.shape[:2] == (3, 3) and all(_is_default(name, value) for name, value in others.items()):
+        algorithm = _algorithm.get() or choose(platform(), inputs.shape, kernel.shape[-1], inputs.dtype)
+        if algorithm != "direct":
+            return winograd.convolve(inputs, kernel, TILES[algorithm])
+    result: Array = jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **others)
+    return result
 
 
-class Downsample(nnx.Module):
-    """A stride-2 convolution. The UNet pads every side by one (`padding=1`), the VAE only right and bottom."""
+def choose(platform: str, shape: tuple[int, ...], outputs: int, dtype: DTypeLike) -> str:
+    """Name the algorithm for pictures (B, H, W, C) and so many output channels: one of `ALGORITHMS`.
 
-    def __init__(self, channels: int, *, padding: Padding, make: Layers):
-        self.conv = make.conv3x3(channels, channels, stride=2, padding=padding)
+    Winograd is for float32 on CPU: 16-bit floats would lose digits in its transforms, and accelerators have matrix
+    units whose convolutions are as fast as their products. There it is what costs the least by the rates above: large
+    tiles for large pictures, small ones where the transformed weights would cost more than the arithmetic saved.
+    """
+    if platform != "cpu" or jnp.dtype(dtype) != jnp.float32 or min(shape[-1], outputs) < CHANNELS:
+        return "direct"
+    return min(ALGORITHMS, key=lambda algorithm: seconds(algorithm, shape, outputs))
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        """(B, H, W, C) -> (B, H/2, W/2, C), halves rounded up (UNet) or down (VAE)."""
-        return self.conv(x)
+
+def seconds(algorithm: str, shape: tuple[int, ...], outputs: int) -> float:
+    """What pictures (B, H, W, C) to so many channels cost on one core, by the rates above."""
+    batch, height, width, inputs = shape
+    if algorithm == "direct":
+        return 2 * 9 * batch * height * width * inputs * outputs / FLOPS
+    m = TILES[algorithm]
+    places = (m + 2) ** 2
+    tiles = batch * math.ceil(height / m) * math.ceil(width / m)
+    products = 2 * places * tiles * inputs * outputs / FLOPS
+    size = 4 * places
+    return products + size * inputs * outputs / WEIGHT_BYTES + size * tiles * (inputs + outputs) / PICTURE_BYTES
 
 
-class Upsample(nnx.Module):
-    """Nearest-neighbour doubling, cut to the wanted size, then a convolution."""
+def use_algorithm(name: str) -> contextlib.AbstractContextManager[None]:
+    """Force one algorithm for everything traced inside, to compare or to debug."""
+    if name not in ALGORITHMS:
+        raise ValueError(f"convolution algorithm {name!r}: must be one of {', '.join(ALGORITHMS)}")
+    return setting(_algorithm, name)
 
-    def __init__(self, channels: int, *, make: Layers):
-        self.conv = make.conv3x3(channels, channels)
 
-    def __call__(self, x: Float[Array, "b h w c"], size: tuple[int, int] | None = None) -> Float[Array, "b h2 w2 c"]:
-        """(B, H, W, C) -> (B, 2H, 2W, C), or `size`, of which each side may be one less than double.
-
-        Cutting the last row of a doubled image is what torch's nearest resize to an odd size gives.
-        """
-        height, width = size or (2 * x.shape[1], 2 * x.shape[2])
-        doubled = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        return self.conv(doubled[:, :height, :width])
+def _is_default(name: str, value: Any) -> bool:
+    """Whether an argument of `nnx.Conv` is what it is for a plain convolution."""
+    if name == "dimension_numbers":
+        return bool(value == jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)))
+    return value in (None, 1, (1, 1))

@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import dataclasses
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from faithdiff_jax.models.backend import setting
+from faithdiff_jax.models.convolution import convolve
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
@@ -59,6 +62,7 @@ class Layers:
             strides=stride,
             padding=padding,
             kernel_init=_kernel_init(zeros),
+            conv_general_dilated=convolve,
             rngs=self.rngs,
             **self._types,
         )
@@ -106,16 +110,7 @@ def rematerialise(policy: str) -> contextlib.AbstractContextManager[None]:
     """
     if policy not in POLICIES:
         raise ValueError(f"rematerialisation is {policy!r}: must be one of {', '.join(POLICIES)}")
-    return _set_policy(policy)
-
-
-@contextlib.contextmanager
-def _set_policy(policy: str) -> Iterator[None]:
-    token = _policy.set(policy)
-    try:
-        yield
-    finally:
-        _policy.reset(token)
+    return setting(_policy, policy)
 
 
 def run_block(block: Block, *arrays: Any, call: Callable[..., Array] = operator.call) -> Array:

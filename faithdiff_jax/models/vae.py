@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from faithdiff_jax.models.attention import attention
-from faithdiff_jax.models.convolution import Downsample, ResnetBlock, Upsample
+from faithdiff_jax.models.blocks import Downsample, ResnetBlock, Upsample
 from faithdiff_jax.models.layers import Layers, run_block
 from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_levels, check_sizes
 

@@ -14,6 +14,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 _FUSED_FORWARD = "dot_product_attention_fwd"
 _FUSED_BACKWARD = "dot_product_attention_bwd"
+_WINOGRAD = ("winograd_convolution", "winograd_kernel_gradient")
 
 # Dense bfloat16 with float32 accumulation, in TFLOP/s, by JAX's name of the device; the vendors' figures. Names are
 # compared whole: slices of a device ("... MIG 1g.10gb") and its laptop namesakes are slower.
@@ -49,7 +50,8 @@ def count(function: Callable[..., Any], *args: Any) -> float:
     Of a convolution, only taps on real elements count: not those on padding, nor those on the holes that a stride
     leaves in its gradient's operands. Both gradients of a convolution then count exactly what the convolution does, so
     that a step without rematerialisation counts three forwards. What a rematerialised step computes again is counted
-    again: for a utilisation in the usual sense, count the step without it. cuDNN's fused attention counts as the two
+    again: for a utilisation in the usual sense, count the step without it. By Winograd, a convolution counts as what it
+    stands for. cuDNN's fused attention counts as the two
     products that it stands for, its gradient as four; a Pallas kernel as its body times its grid. A conditional counts
     as its most expensive branch, work in `shard_map` on all devices, a loop of static length every round.
 
@@ -81,6 +83,8 @@ def _of_equation(equation: Any) -> float:
         return _dot(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
+    if params.get("name") in _WINOGRAD:
+        return _same_convolution(equation)
     if name.startswith(_FUSED_FORWARD):
         return 2 * _attention_product(equation)
     if name.startswith(_FUSED_BACKWARD):
@@ -138,6 +142,13 @@ def _convolution(equation: Any) -> float:
         taps *= int(((places >= 0) & (places % hole == 0) & (places // hole < left[left_axis])).sum())
     batch, features = out[numbers.out_spec[0]], out[numbers.out_spec[1]]
     return float(2 * taps * batch * features * right[numbers.rhs_spec[1]])
+
+
+def _same_convolution(equation: Any) -> float:
+    """A 3x3 convolution of (B, H, W, C) with zeros around it to O channels, or the gradient of its kernel."""
+    batch, height, width, inputs = equation.invars[0].aval.shape
+    outputs = equation.invars[1].aval.shape[-1]
+    return float(2 * batch * (3 * height - 2) * (3 * width - 2) * inputs * outputs)
 
 
 def _attention_product(equation: Any) -> float:

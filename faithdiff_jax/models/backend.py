@@ -1,0 +1,47 @@
+"""Which platform programs are traced for: what attention and convolutions are chosen by."""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+from typing import TypeVar
+
+import jax
+
+Value = TypeVar("Value")
+
+PLATFORMS = ("cuda", "rocm", "tpu", "cpu")
+
+_traced_for: contextvars.ContextVar[str | None] = contextvars.ContextVar("traced_for", default=None)
+
+
+def platform() -> str:
+    """ "cuda", "rocm", "tpu" or "cpu": what is traced for, JAX's default backend unless `trace_for` says another."""
+    return _traced_for.get() or default_platform()
+
+
+@functools.cache
+def default_platform() -> str:
+    """ "cuda", "rocm", "tpu" or "cpu": JAX's default backend."""
+    backend = jax.default_backend()
+    if backend != "gpu":
+        return backend
+    version = jax.devices()[0].client.platform_version.lower()
+    return "rocm" if "rocm" in version else "cuda"
+
+
+def trace_for(name: str) -> contextlib.AbstractContextManager[None]:
+    """Choose as on another platform for everything traced inside, to compile for machines that are not there."""
+    if name not in PLATFORMS:
+        raise ValueError(f"platform {name!r}: must be one of {', '.join(PLATFORMS)}")
+    return setting(_traced_for, name)
+
+
+@contextlib.contextmanager
+def setting(variable: contextvars.ContextVar[Value], value: Value) -> Iterator[None]:
+    """Give a context variable a value for the time of a `with` block."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
