@@ -13,10 +13,12 @@ from parity import assert_parity, nchw, nhwc
 from port import normal, port
 from published import randomise, unet_sd21, unet_sdxl
 from test_parity_models import SD21, SDXL, VAE_CONFIG
+from test_samplers import their_scheduler
 from torch_aligner import TorchAligner
 from torch_pipeline import SCHEDULE, denoise, euler_scheduler
 
 from faithdiff_jax.diffusion import samplers, schedule
+from faithdiff_jax.diffusion.sampler import Sampler
 from faithdiff_jax.inference.denoise import denoise as denoise_ours
 from faithdiff_jax.inference.inputs import SamplingInputs, Text, plan_sampling
 from faithdiff_jax.inference.options import RestoreOptions
@@ -81,6 +83,7 @@ def check_loop(
     lengths=(5, 5),
     added=True,
     config=CONFIG,
+    sampler="euler",
 ):
     height, width = size
     features, noise = normal(rng, batch, height, width, 32), normal(rng, batch, height, width, 4)
@@ -107,12 +110,12 @@ def check_loop(
                     image_size=image_size,
                     tile=tile,
                     overlap=overlap,
-                    prediction=config.prediction,
+                    scheduler=their_scheduler(sampler, steps, prediction=config.prediction),
                 )
             )
         )
 
-    options = RestoreOptions(steps=steps, tile=tile, overlap=overlap, tile_batch=tile_batch)
+    options = RestoreOptions(steps=steps, tile=tile, overlap=overlap, tile_batch=tile_batch, sampler=sampler)
     plan = plan_sampling(options, config, height, width)
     negative, text = (Text(context=context, pooled=pooled) for context, pooled in texts)
     inputs = SamplingInputs(
@@ -130,6 +133,11 @@ def check_loop(
 
 def test_one_tile_lr_start_with_guidance(sdxl, rng):
     check_loop(sdxl, rng, size=(7, 9), steps=20)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "unipc"])
+def test_samplers_of_several_steps(sdxl, rng, sampler):
+    check_loop(sdxl, rng, size=(7, 9), steps=5, sampler=sampler)
 
 
 def test_noise_start_without_guidance(sdxl, rng):
@@ -207,7 +215,9 @@ def test_sigmas_and_timesteps(steps):
     scheduler = euler_scheduler(steps)
     np.testing.assert_array_equal(schedule.timesteps(CONFIG, steps), scheduler.timesteps.numpy())
     np.testing.assert_allclose(schedule.sigmas(CONFIG, steps), scheduler.sigmas.numpy(), rtol=1e-5)
-    np.testing.assert_allclose(schedule.init_noise_sigma(CONFIG, steps), float(scheduler.init_noise_sigma), rtol=1e-5)
+    np.testing.assert_allclose(
+        samplers.Euler(CONFIG, steps).init_noise_scale, float(scheduler.init_noise_sigma), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
@@ -247,7 +257,7 @@ def test_ddpm_is_ancestral_sampling(rng, monkeypatch, steps):
 def test_samplers_are_static_values(name):
     """Hashable, equal by what they hold, and what the protocol says: so that a plan compiles once."""
     one, same, other = (samplers.SAMPLERS[name](CONFIG, steps) for steps in (5, 5, 6))
-    assert isinstance(one, samplers.Sampler)
+    assert isinstance(one, Sampler)
     assert hash(one) == hash(same)
     assert one == same != other
     assert one.timesteps().shape == (5,)

@@ -222,7 +222,7 @@ def test_padding_to_a_larger_multiple_keeps_the_size(multiple):
         ({"tile": 3}, "tile is 3 latent pixels: must be at least 4 for this model"),
         ({"overlap": 0.0}, "overlap is 0.0: must be from 0.0625 to 1"),
         ({"tile_batch": 0}, "tile_batch is 0: must be a whole number from 1 to 1024"),
-        ({"sampler": "plms"}, "sampler is 'plms': must be one of euler, ddpm"),
+        ({"sampler": "plms"}, "sampler is 'plms': must be one of euler, ddpm, dpmpp_2m, unipc"),
         ({"start": "hq"}, "start is 'hq': must be one of lr, noise"),
         ({"color_fix": "lab"}, "color_fix is 'lab': must be one of adain, wavelet, none"),
         ({"wavelet_levels": 0}, "wavelet_levels is 0: must be a whole number from 1 to 10"),

@@ -58,10 +58,13 @@ def denoise(
     tile=128,
     overlap=0.5,
     factor=8,
-    prediction="epsilon",
+    scheduler=None,
 ):
-    """`texts` is [(negative context, pooled), (context, pooled)], or the latter alone without guidance."""
-    scheduler = euler_scheduler(steps, prediction)
+    """`texts` is [(negative context, pooled), (context, pooled)], or the latter alone without guidance.
+
+    The scheduler is Euler's unless another is given; one that remembers earlier steps, for a single tile.
+    """
+    scheduler = scheduler or euler_scheduler(steps)
     latents = noise * scheduler.init_noise_sigma
     if start is not None:
         ddpm = DDPMScheduler(**SCHEDULE)

@@ -35,6 +35,14 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a number") from None
 
 
+def wholes(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between; for what has its range elsewhere."""
+    try:
+        return tuple(integer(part.strip()) for part in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be whole numbers with commas between") from None
+
+
 def whole(least: int, most: int | None = None, step: int = 1) -> Callable[[str], int]:
     """A whole number from `least` to `most`, a multiple of `step`."""
     multiple = "" if step == 1 else f", a multiple of {step}"

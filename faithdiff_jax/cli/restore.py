@@ -32,7 +32,7 @@ from faithdiff_jax.evaluation.pictures import comparison
 from faithdiff_jax.files import images as images_
 from faithdiff_jax.files.captions import find_caption, read_caption, trim_caption
 from faithdiff_jax.files.listing import PICTURE_SUFFIXES, list_images
-from faithdiff_jax.inference.options import RestoreOptions
+from faithdiff_jax.inference.options import WHOLE_NUMBERS, RestoreOptions
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -41,7 +41,13 @@ if TYPE_CHECKING:
     from faithdiff_jax.weights.model_directory import ModelDirectory
 
 FORMATS = ("png", "jpg", "webp", "tif")
-PARSERS: dict[type, Callable[[str], Any]] = {int: types.integer, float: types.number, str: str}
+PARSERS: dict[Any, Callable[[str], Any]] = {
+    int: types.integer,
+    float: types.number,
+    str: str,
+    WHOLE_NUMBERS: types.wholes,
+}
+METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", WHOLE_NUMBERS: "N,N,..."}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,7 +347,7 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
             dest=field.name,
             type=PARSERS[about.kind],
             choices=about.among or None,
-            metavar=None if about.among else {int: "N", float: "X", str: "TEXT"}[about.kind],
+            metavar=None if about.among else METAVARS[about.kind],
             default=argparse.SUPPRESS,
             help=f"{about.help}{limits}{default}",
         )

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32, Real
+from jaxtyping import Array, Float, Float32, Float64, Int32, Integer, Real
 
 Latents = Float[Array, "b h w c"] | Float[np.ndarray, "b h w c"]
 Timesteps = Real[Array, "*b"] | Real[np.ndarray, "*b"] | int
@@ -76,15 +76,36 @@ def sigmas(config: ScheduleConfig, steps: int) -> Float32[np.ndarray, "{steps}+1
 
     Source: Karras et al. 2022 (EDM) in the form of k-diffusion, which the published sampler uses.
     """
-    alphas = alphas_cumprod(config)
-    levels = ((1 - alphas) / alphas) ** 0.5
-    visited = np.minimum(timesteps(config, steps), config.train_steps - 1)
-    return np.append(levels[visited], 0).astype(np.float32)
+    return np.append(sigmas_at(config, timesteps(config, steps)), 0).astype(np.float32)
 
 
-def init_noise_sigma(config: ScheduleConfig, steps: int) -> float:
-    """What standard normal noise is multiplied by at the start of Euler sampling: sqrt(sigma_max^2 + 1)."""
-    return float((sigmas(config, steps)[0] ** 2 + 1) ** 0.5)
+def sigmas_at(config: ScheduleConfig, visited: Integer[np.ndarray, "steps"]) -> Float32[np.ndarray, "steps"]:
+    """(steps,) noise over signal at whole timesteps; past the last one, as at the last."""
+    alphas = alphas_at(config, visited)
+    return np.asarray(((1 - alphas) / alphas) ** 0.5)
+
+
+def alphas_at(config: ScheduleConfig, visited: Integer[np.ndarray, "steps"]) -> Float32[np.ndarray, "steps"]:
+    """(steps,) `alphas_cumprod` at whole timesteps; past the last one, as at the last."""
+    return np.asarray(alphas_cumprod(config)[np.minimum(visited, config.train_steps - 1)])
+
+
+def spread(highest: float, lowest: float, steps: int, spacing: str) -> Float64[np.ndarray, "{steps}"]:
+    """(steps,) sigmas from the highest to the lowest, both above 0.
+
+    "karras": even steps of sigma^(1/7) (Karras et al. 2022, equation 5); "exponential": even steps of log sigma.
+    """
+    ramp = np.linspace(0, 1, steps)
+    if spacing == "karras":
+        return np.asarray((highest ** (1 / 7) + ramp * (lowest ** (1 / 7) - highest ** (1 / 7))) ** 7)
+    return np.asarray(np.exp(np.log(highest) + ramp * (np.log(lowest) - np.log(highest))))
+
+
+def timesteps_of(config: ScheduleConfig, levels: Float64[np.ndarray, "steps"]) -> Float64[np.ndarray, "steps"]:
+    """The timesteps, not whole, at which the noise levels are these sigmas: linear in log sigma between two."""
+    alphas = alphas_cumprod(config).astype(np.float64)
+    table = np.log((1 - alphas) / alphas) / 2
+    return np.asarray(np.interp(np.log(levels), table, np.arange(len(table))))
 
 
 def add_noise(config: ScheduleConfig, latents: Latents, noise: Latents, timestep: Timesteps) -> Float[Array, "b h w c"]:
@@ -99,7 +120,7 @@ def add_noise(config: ScheduleConfig, latents: Latents, noise: Latents, timestep
     Returns:
         (B, h, w, c).
     """
-    signal, deviation = _rates(config, timestep)
+    signal, deviation = _rates(jnp.asarray(alphas_cumprod(config))[timestep])
     return signal * latents + deviation * noise
 
 
@@ -112,22 +133,27 @@ def target(config: ScheduleConfig, latents: Latents, noise: Latents, timestep: T
         return jnp.asarray(noise)
     if config.prediction == "sample":
         return jnp.asarray(latents)
-    signal, deviation = _rates(config, timestep)
+    signal, deviation = _rates(jnp.asarray(alphas_cumprod(config))[timestep])
     return signal * noise - deviation * latents
 
 
 def to_noise(config: ScheduleConfig, output: Latents, noisy: Latents, timestep: Timesteps) -> Float[Array, "b h w c"]:
     """The noise that the UNet's output for `noisy` stands for, all (B, h, w, c); `noisy` has unit variance."""
+    return noise_at(config.prediction, output, noisy, jnp.asarray(alphas_cumprod(config))[timestep])
+
+
+def noise_at(prediction: str, output: Latents, noisy: Latents, alpha: Float[Array, "*b"]) -> Float[Array, "b h w c"]:
+    """`to_noise` where `noisy` is sqrt(alpha) * clean + sqrt(1 - alpha) * noise; alpha is one for all or (B,)."""
     output, noisy = jnp.asarray(output), jnp.asarray(noisy)
-    if config.prediction == "epsilon":
+    if prediction == "epsilon":
         return output
-    signal, deviation = _rates(config, timestep)
-    if config.prediction == "sample":
+    signal, deviation = _rates(alpha)
+    if prediction == "sample":
         return (noisy - signal * output) / deviation
     return signal * output + deviation * noisy
 
 
-def _rates(config: ScheduleConfig, timestep: Timesteps) -> tuple[Float32[Array, "_ 1 1 1"], Float32[Array, "_ 1 1 1"]]:
-    """sqrt(a_t) and sqrt(1 - a_t), broadcasting over (B, h, w, c)."""
-    alpha = jnp.reshape(jnp.asarray(alphas_cumprod(config))[timestep], (-1, 1, 1, 1))
+def _rates(alpha: Float[Array, "*b"]) -> tuple[Float32[Array, "_ 1 1 1"], Float32[Array, "_ 1 1 1"]]:
+    """sqrt(a) and sqrt(1 - a), broadcasting over (B, h, w, c)."""
+    alpha = jnp.reshape(alpha, (-1, 1, 1, 1))
     return jnp.sqrt(alpha), jnp.sqrt(1 - alpha)

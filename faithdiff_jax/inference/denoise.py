@@ -69,14 +69,14 @@ def denoise_and_attribute(
     if words is not None:
         no_maps = jnp.zeros((*inputs.noise.shape[:3], words.shape[-1]), jnp.float32)
         words = jnp.tile(words, (plan.tile_batch, 1, 1))
-    predict_noise = Predictor(denoiser, sampler.schedule, tiles, prepared, inputs, words, constrain)
+    predict_noise = Predictor(denoiser, sampler.schedule.prediction, tiles, prepared, inputs, words, constrain)
     latents = inputs.noise * sampler.init_noise_scale
     if inputs.start is not None:  # the LQ latent, noised to the last timestep (published `start_point="lr"`)
         latents = schedule.add_noise(sampler.schedule, inputs.start, latents, sampler.schedule.train_steps - 1)
     visited = jnp.asarray(sampler.timesteps())
     fed = None if denoiser.unet.config.guidance_dim is None else jnp.full(visited.shape, inputs.guidance)
-    conditions = visited, denoiser.unet.embed_timesteps(visited, fed)
-    latents, total = sampler.walk(predict_noise, latents, conditions, inputs.step_noise, no_maps)
+    conditions = sampler.alphas(), denoiser.unet.embed_timesteps(visited, fed)
+    latents, _, total = sampler.walk(predict_noise, sampler.begin(latents, no_maps), conditions, inputs.step_noise)
     return latents, None if total is None else total / sampler.steps
 
 
@@ -163,7 +163,7 @@ class Predictor:
     """
 
     denoiser: Denoiser
-    schedule: schedule.ScheduleConfig
+    prediction: str
     tiles: Tiles
     prepared: Prepared
     inputs: SamplingInputs
@@ -173,13 +173,13 @@ class Predictor:
     def __call__(
         self, x: jax.Array, condition: tuple[jax.Array, jax.Array], maps: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """(B, H, W, c) of unit variance; (timestep, its embedding (E,)); maps so far -> noise (B, H, W, c), maps."""
-        timestep, time_embedding = condition
+        """(B, H, W, c) of unit variance; (its alpha, the timestep's embedding (E,)); maps so far -> noise, maps."""
+        alpha, time_embedding = condition
         added = [added for added, _ in self.prepared.passes]
         chunks = self.tiles.places, self.prepared.conditions, added
         results = jax.lax.map(functools.partial(self._predict_chunk, x, time_embedding), chunks)
         output, found = jax.tree.map(self.tiles.join, results)
-        return schedule.to_noise(self.schedule, output, x, timestep), jax.tree.map(jnp.add, maps, found)
+        return schedule.noise_at(self.prediction, output, x, alpha), jax.tree.map(jnp.add, maps, found)
 
     def _predict_chunk(
         self, x: jax.Array, time_embedding: jax.Array, chunk: tuple[Any, ...]

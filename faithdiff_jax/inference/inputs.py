@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from faithdiff_jax.diffusion import samplers, schedule
+from faithdiff_jax.diffusion.sampler import Sampler
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.grid import Corners, latent_grid
 from faithdiff_jax.inference.options import RestoreOptions
@@ -21,7 +22,17 @@ from faithdiff_jax.models.config import FaithDiffConfig
 
 Normal = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
-SAMPLING = ("steps", "guidance", "guidance_rescale", "sampler", "tile", "overlap", "tile_batch")
+SAMPLING = (
+    "steps",
+    "guidance",
+    "guidance_rescale",
+    "sampler",
+    "sigma_spacing",
+    "timesteps",
+    "tile",
+    "overlap",
+    "tile_batch",
+)
 """The options that sampling reads; the others are for what comes before and after."""
 
 
@@ -29,7 +40,7 @@ SAMPLING = ("steps", "guidance", "guidance_rescale", "sampler", "tile", "overlap
 class SamplingPlan:
     """What is fixed when the program is compiled."""
 
-    sampler: samplers.Sampler
+    sampler: Sampler
     corners: Corners
     """(top, left) of every tile, in latent pixels."""
     tile: tuple[int, int]
@@ -38,12 +49,18 @@ class SamplingPlan:
     """Tiles that go through the UNet together."""
 
 
+def make_sampler(options: RestoreOptions, schedule: schedule.ScheduleConfig) -> Sampler:
+    """The sampler that options name, for a model's schedule."""
+    make = samplers.SAMPLERS[options.sampler]
+    return make(schedule, options.evaluated_steps, options.sigma_spacing, options.timesteps)
+
+
 def plan_sampling(options: RestoreOptions, schedule: schedule.ScheduleConfig, height: int, width: int) -> SamplingPlan:
     """The plan for latents of height x width. Raises InputError for more tiles than are worked on."""
     options.check_tiles(height, width)
     corners = latent_grid(height, width, options.tile, options.overlap)
     return SamplingPlan(
-        sampler=samplers.SAMPLERS[options.sampler](schedule, options.steps),
+        sampler=make_sampler(options, schedule),
         corners=corners,
         tile=(min(options.tile, height), min(options.tile, width)),
         tile_batch=min(options.tile_batch, len(corners)),
@@ -55,8 +72,9 @@ def noise_shapes(options: RestoreOptions, config: FaithDiffConfig, size: tuple[i
     factor = config.vae.factor
     shape = (1, size[0] // factor, size[1] // factor, config.vae.latent_channels)
     shapes: dict[str, tuple[int, ...]] = {"start": shape, "encode": shape}
-    if samplers.SAMPLERS[options.sampler](config.schedule, options.steps).needs_step_noise:
-        shapes["steps"] = (options.steps, *shape)
+    sampler = make_sampler(options, config.schedule)
+    if sampler.needs_step_noise:
+        shapes["steps"] = (sampler.steps, *shape)
     return shapes
 
 
@@ -148,7 +166,7 @@ def plan_and_complete(
 
     Args:
         inputs: what a caller has: features, texts, noise, and a start and step noise if need be.
-        options: `sampler`, `steps`, `guidance`, `guidance_rescale`, `tile`, `overlap` and `tile_batch` are read.
+        options: those in `SAMPLING` are read.
         config: the model's.
         image_size: (H, W) in pixels of the whole padded picture; by default, that of the latents.
 

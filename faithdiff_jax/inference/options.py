@@ -7,11 +7,12 @@ Nothing here imports JAX, so that help and wrong flags need not wait for it.
 """
 
 import dataclasses
+import itertools
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from faithdiff_jax.config import Range
-from faithdiff_jax.diffusion.names import SAMPLERS
+from faithdiff_jax.diffusion.names import MULTISTEP, SAMPLERS, SIGMA_SPACINGS
 from faithdiff_jax.errors import InputError, shown
 from faithdiff_jax.files.captions import is_unicode
 from faithdiff_jax.files.images import MAX_TARGET_PIXELS
@@ -20,9 +21,11 @@ from faithdiff_jax.inference.grid import count_tiles
 if TYPE_CHECKING:
     from faithdiff_jax.models.config import FaithDiffConfig
 
+WHOLE_NUMBERS = tuple[int, ...]
 STARTS = ("lr", "noise")
 COLOR_FIXES = ("adain", "wavelet", "none")
 WAVELET_LEVELS, MOST_WAVELET_LEVELS = 5, 10  # of the published fix, and of any
+MOST_STEPS = 100_000
 MOST_TILES = 2**14  # of a picture; twice what the largest one has with tiles of 128 and a factor of 8
 
 
@@ -30,8 +33,8 @@ MOST_TILES = 2**14  # of a picture; twice what the largest one has with tiles of
 class About:
     """What is known of an option: its type, its range, what it is for."""
 
-    kind: type
-    """int, float or str; None is taken too where it is the default."""
+    kind: Any
+    """int, float, str or WHOLE_NUMBERS; None is taken too where it is the default."""
     help: str
     """For people, with the unit; the range and the default are added to it."""
     within: Range | None = None
@@ -44,12 +47,16 @@ class About:
     @property
     def range(self) -> str:
         """The range in words: "a whole number from 1 to 10"."""
+        if self.kind == WHOLE_NUMBERS and self.within is not None:
+            return f"whole numbers from {self.within.high} to {self.within.low}, each below the one before"
         if self.within is not None:
             return str(self.within).removeprefix("must be ")
         return f"one of {', '.join(self.among)}" if self.among else "text"
 
     def accepted(self, value: Any) -> Any:
-        """The value as a plain int, float or str; ValueError for another type or one out of range."""
+        """The value as a plain int, float, str or tuple; ValueError for another type or one out of range."""
+        if self.kind == WHOLE_NUMBERS:
+            return self._falling(value)
         if self.kind is str:
             if not isinstance(value, str) or (self.among and value not in self.among) or not is_unicode(value):
                 raise ValueError
@@ -64,8 +71,16 @@ class About:
             raise ValueError
         return number
 
+    def _falling(self, value: Any) -> tuple[int, ...]:
+        if not isinstance(value, list | tuple) or not value or len(value) > MOST_STEPS:
+            raise ValueError
+        numbers = tuple(dataclasses.replace(self, kind=int).accepted(number) for number in value)
+        if any(below >= above for above, below in itertools.pairwise(numbers)):
+            raise ValueError
+        return numbers
 
-def option(default: Any, help: str, *, kind: type | None = None, within: Range | None = None, **more: Any) -> Any:
+
+def option(default: Any, help: str, *, kind: Any = None, within: Range | None = None, **more: Any) -> Any:
     """A field of `RestoreOptions`.
 
     Args:
@@ -77,7 +92,7 @@ def option(default: Any, help: str, *, kind: type | None = None, within: Range |
     """
     kind = kind or type(default)
     if within is not None:
-        within = dataclasses.replace(within, whole=kind is int)
+        within = dataclasses.replace(within, whole=kind is not float)
     about = About(kind=kind, help=help, within=within, **more)
     return dataclasses.field(default=default, metadata={"about": about})
 
@@ -91,11 +106,24 @@ class RestoreOptions:
     """
 
     scale: float = option(2.0, "how many times larger each side becomes", within=Range(0, 32, above=True))
-    steps: int = option(20, "denoising steps", within=Range(1, 100_000))
+    steps: int = option(20, "denoising steps", within=Range(1, MOST_STEPS))
     guidance: float = option(5.0, "weight of the caption; 1 or less for none", within=Range(0, 100))
     guidance_rescale: float = option(0.0, "against overexposure at high guidance", within=Range(0, 1))
     seed: int = option(42, "of all noise", within=Range(0, 2**32 - 1))
-    sampler: str = option("euler", "deterministic (euler) or ancestral (ddpm)", among=SAMPLERS)
+    sampler: str = option(
+        "euler", "deterministic (euler; in fewer steps dpmpp_2m, unipc) or ancestral (ddpm)", among=SAMPLERS
+    )
+    sigma_spacing: str = option(
+        "default",
+        "noise levels: those of the timesteps, or along a curve; not for ddpm",
+        among=SIGMA_SPACINGS,
+    )
+    timesteps: tuple[int, ...] | None = option(
+        None,
+        "timesteps to visit, in place of steps; the start point is that of the last timestep all the same",
+        kind=WHOLE_NUMBERS,
+        within=Range(0, MOST_STEPS - 1),
+    )
     start: str = option("lr", "start from the noised input or from noise alone", among=STARTS)
     negative_caption: str = option("", "what guidance leads away from")
     tile: int = option(128, "side of a tile in latent pixels (8 image pixels each for SDXL)", within=Range(1, 2**14))
@@ -130,7 +158,17 @@ class RestoreOptions:
                 object.__setattr__(self, field.name, about.accepted(value))
             except ValueError:
                 faults.append(f"{field.name} is {shown(value)}: must be {about.range}")
+        if not faults and self.sigma_spacing != "default":
+            if self.sampler == "ddpm":
+                faults.append(f"sigma_spacing is {self.sigma_spacing!r}: must be default for sampler ddpm")
+            if self.timesteps is not None:
+                faults.append(f"sigma_spacing is {self.sigma_spacing!r}: must be default where timesteps are given")
         _refuse(faults)
+
+    @property
+    def evaluated_steps(self) -> int:
+        """How many steps there are: `steps`, or as many as `timesteps`."""
+        return self.steps if self.timesteps is None else len(self.timesteps)
 
     def replace(self, **changes: Any) -> "RestoreOptions":
         """A copy with some options changed.
@@ -147,8 +185,13 @@ class RestoreOptions:
     def check_against(self, config: "FaithDiffConfig") -> None:
         """Refuse what a model cannot do: an InputError names every option concerned, its value and its range."""
         limit, smallest, factor = config.schedule.train_steps, config.unet.smallest_side, config.vae.factor
+        highest = self.timesteps[0] if self.timesteps else 0
+        # Those of several steps leave room for one more.
+        most = limit - 1 if self.sampler in MULTISTEP and config.schedule.spacing == "leading" else limit
+        who = "this model" if most == limit else f"this model and sampler {self.sampler}"
         faults = {
-            f"steps is {self.steps}: must be between 1 and {limit} for this model": self.steps > limit,
+            f"steps is {self.steps}: must be between 1 and {most} for {who}": not self.timesteps and self.steps > most,
+            f"timesteps is {shown(self.timesteps)}: must be below {limit} for this model": highest >= limit,
             f"tile is {self.tile} latent pixels: must be at least {smallest} for this model": self.tile < smallest,
             # A quarter of a tile is what neighbours share, in latent pixels too.
             f"vae_tile is {self.vae_tile}: must be a multiple of {4 * factor} for this model": self.vae_tile
