@@ -11,6 +11,10 @@ class RunError(RuntimeError):
     """A run that was begun well cannot go on: the message is one line that says why, and what is left of it."""
 
 
+class Cancelled(RunError):
+    """Whoever watches a run asked it to stop."""
+
+
 def shown(value: object) -> str:
     """A value as a message has it: on one line, and short however long it is."""
     try:

@@ -4,11 +4,10 @@
     contexts --> text keys and values                         > every step: tiles -> UNet -> guidance -> blend
     timesteps, pooled text, time ids --> embeddings          /
 
-`SamplingPlan` says what is static, `SamplingInputs` holds the arrays (see `inputs`); `denoise` prepares, predicts and
-samples.
+`SamplingPlan` says what is static, `SamplingInputs` holds the arrays (see `inputs`); `denoise` is `begin` and `advance`
+in one program, and the two are also programs of their own, to look in from outside between steps.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from faithdiff_jax.diffusion import samplers, schedule
+from faithdiff_jax.diffusion.sampler import Carry
 from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan, Text
 from faithdiff_jax.inference.tiling import blend_tiles, gather_tiles, gaussian_weights
 from faithdiff_jax.models.attribution import Maps, Words
@@ -62,22 +62,76 @@ def denoise_and_attribute(
         pixel's attention went to it, 0 to 1 but for what interpolation adds: the mean over heads, layers and steps.
         Tiles are blended as those of the latents are, at every step.
     """
+    prepared, carry = begin(denoiser, plan, inputs, words, constrain)
+    carry = advance(denoiser, plan, inputs, prepared, carry, words=words, constrain=constrain)
+    maps = carry.memory.maps
+    return carry.latents, None if maps is None else maps / plan.sampler.steps
+
+
+class Memory(NamedTuple):
+    """What is taken from step to step beside the latents; None for what nobody asks for.
+
+    Attributes:
+        maps: (B, H, W, W'), the sum of the words' maps so far.
+        clean: (B, H, W, c), what the last prediction says the clean latent is.
+    """
+
+    maps: jax.Array | None = None
+    clean: jax.Array | None = None
+
+
+def begin(
+    denoiser: Denoiser,
+    plan: SamplingPlan,
+    inputs: SamplingInputs,
+    words: Words | None = None,
+    constrain: Constrain = lambda x: x,
+    *,
+    keep_clean: bool = False,
+) -> tuple["Prepared", Carry]:
+    """Everything before the first step: what all steps share, and the start point. Arguments as of `advance`.
+
+    `keep_clean` asks for `Memory.clean`.
+    """
     sampler = plan.sampler
-    tiles = Tiles(plan, inputs.noise.shape)
-    prepared = prepare(denoiser, tiles, inputs, constrain)
-    no_maps = None
-    if words is not None:
-        no_maps = jnp.zeros((*inputs.noise.shape[:3], words.shape[-1]), jnp.float32)
-        words = jnp.tile(words, (plan.tile_batch, 1, 1))
-    predict_noise = Predictor(denoiser, sampler.schedule.prediction, tiles, prepared, inputs, words, constrain)
+    prepared = prepare(denoiser, plan, inputs, constrain)
     latents = inputs.noise * sampler.init_noise_scale
     if inputs.start is not None:  # the LQ latent, noised to the last timestep (published `start_point="lr"`)
         latents = schedule.add_noise(sampler.schedule, inputs.start, latents, sampler.schedule.train_steps - 1)
-    visited = jnp.asarray(sampler.timesteps())
-    fed = None if denoiser.unet.config.guidance_dim is None else jnp.full(visited.shape, inputs.guidance)
-    conditions = sampler.alphas(), denoiser.unet.embed_timesteps(visited, fed)
-    latents, _, total = sampler.walk(predict_noise, sampler.begin(latents, no_maps), conditions, inputs.step_noise)
-    return latents, None if total is None else total / sampler.steps
+    memory = Memory(
+        maps=None if words is None else jnp.zeros((*latents.shape[:3], words.shape[-1]), jnp.float32),
+        clean=jnp.zeros_like(latents) if keep_clean else None,
+    )
+    return prepared, sampler.begin(latents, memory)
+
+
+def advance(
+    denoiser: Denoiser,
+    plan: SamplingPlan,
+    inputs: SamplingInputs,
+    prepared: "Prepared",
+    carry: Carry,
+    *,
+    part: tuple[Any, Any] | None = None,
+    words: Words | None = None,
+    constrain: Constrain = lambda x: x,
+) -> Carry:
+    """Walk all steps, or the part of them from one to before another, which may be traced.
+
+    Args:
+        denoiser: as for `denoise`, like `plan`, `inputs` and `constrain`.
+        plan: what is static.
+        inputs: the arrays.
+        prepared: from `begin`.
+        carry: from `begin`, or from the part before.
+        part: the first step and the one after the last; None for all.
+        words: see `denoise_and_attribute`.
+        constrain: see `denoise`.
+    """
+    if words is not None:
+        words = jnp.tile(words, (plan.tile_batch, 1, 1))
+    predict = Predictor(denoiser, plan, prepared, inputs, words, constrain)
+    return plan.sampler.walk(predict, carry, prepared.steps, inputs.step_noise, part)
 
 
 class Tiles:
@@ -126,20 +180,23 @@ class Tiles:
 
 
 class Prepared(NamedTuple):
-    """What does not change from step to step.
+    """What is computed before the first step.
 
     Attributes:
+        steps: of each step, the share of signal in what the UNet sees and the timestep's embedding (E,).
         conditions: (chunks, tile_batch * B, h, w, C) embedded LQ features.
         passes: one entry for each pass through the UNet: added embeddings (chunks, k, tile_batch, B, E), and text keys
             and values of k * tile_batch * B texts; k is 2 where both sides of the guidance go through together.
     """
 
+    steps: tuple[jax.Array, jax.Array]
     conditions: jax.Array
     passes: list[tuple[jax.Array, Any]]
 
 
-def prepare(denoiser: Denoiser, tiles: Tiles, inputs: SamplingInputs, constrain: Constrain) -> Prepared:
+def prepare(denoiser: Denoiser, plan: SamplingPlan, inputs: SamplingInputs, constrain: Constrain) -> Prepared:
     """Compute what all steps share."""
+    tiles = Tiles(plan, inputs.noise.shape)
     time_ids = tiles.in_chunks(inputs.time_ids)
 
     def condition(places: jax.Array) -> jax.Array:
@@ -152,34 +209,42 @@ def prepare(denoiser: Denoiser, tiles: Tiles, inputs: SamplingInputs, constrain:
     together = len({side.context.shape[1] for side in sides}) == 1
     groups = [sides] if together else [[side] for side in sides]
     passes = [jax.tree.map(lambda *x: jnp.stack(x), *group) for group in groups]
-    return Prepared(conditions, [_prepare_text(denoiser, side, time_ids) for side in passes])
+    visited = jnp.asarray(plan.sampler.timesteps())
+    fed = None if denoiser.unet.config.guidance_dim is None else jnp.full(visited.shape, inputs.guidance)
+    steps = jnp.asarray(plan.sampler.alphas()), denoiser.unet.embed_timesteps(visited, fed)
+    return Prepared(steps, conditions, [_prepare_text(denoiser, side, time_ids) for side in passes])
 
 
-@dataclasses.dataclass(frozen=True)
 class Predictor:
-    """Predicts the noise of whole latents, tile by tile: what a sampler calls at every step.
+    """Predicts the noise of whole latents, tile by tile: what a sampler calls at every step."""
 
-    `words` is (tile_batch * B, M, W), or None for no maps.
-    """
-
-    denoiser: Denoiser
-    prediction: str
-    tiles: Tiles
-    prepared: Prepared
-    inputs: SamplingInputs
-    words: Words | None
-    constrain: Constrain
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        plan: SamplingPlan,
+        prepared: Prepared,
+        inputs: SamplingInputs,
+        words: Words | None,
+        constrain: Constrain,
+    ):
+        """`words` is (tile_batch * B, M, W), or None for no maps."""
+        self.denoiser, self.prepared, self.inputs = denoiser, prepared, inputs
+        self.words, self.constrain = words, constrain
+        self.prediction = plan.sampler.schedule.prediction
+        self.tiles = Tiles(plan, inputs.noise.shape)
 
     def __call__(
-        self, x: jax.Array, condition: tuple[jax.Array, jax.Array], maps: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """(B, H, W, c) of unit variance; (its alpha, the timestep's embedding (E,)); maps so far -> noise, maps."""
+        self, x: jax.Array, condition: tuple[jax.Array, jax.Array], memory: Memory
+    ) -> tuple[jax.Array, Memory]:
+        """(B, H, W, c) of unit variance; (its alpha, the timestep's embedding (E,)) -> noise; and the memory."""
         alpha, time_embedding = condition
         added = [added for added, _ in self.prepared.passes]
         chunks = self.tiles.places, self.prepared.conditions, added
         results = jax.lax.map(functools.partial(self._predict_chunk, x, time_embedding), chunks)
         output, found = jax.tree.map(self.tiles.join, results)
-        return schedule.noise_at(self.prediction, output, x, alpha), jax.tree.map(jnp.add, maps, found)
+        noise = schedule.noise_at(self.prediction, output, x, alpha)
+        clean = None if memory.clean is None else (x - jnp.sqrt(1 - alpha) * noise) / jnp.sqrt(alpha)
+        return noise, Memory(jax.tree.map(jnp.add, memory.maps, found), clean)
 
     def _predict_chunk(
         self, x: jax.Array, time_embedding: jax.Array, chunk: tuple[Any, ...]

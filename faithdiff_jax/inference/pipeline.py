@@ -29,6 +29,7 @@ from faithdiff_jax.inference.loading import default_options, load_parameters, mo
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.inference.progress import long_task
+from faithdiff_jax.inference.stepwise import OnStep, sample_stepwise
 from faithdiff_jax.inference.tiling import fade_tiles, vae_tiles
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, numbered
@@ -219,6 +220,7 @@ class FaithDiff:
         options: RestoreOptions | None = None,
         *,
         noise: Mapping[str, AnyArray] | None = None,
+        on_step: OnStep | None = None,
         **replacements: Any,
     ) -> UInt8[np.ndarray, "H W 3"]:
         """Restore one picture (section "Restoring one image" of the published pipeline).
@@ -230,6 +232,8 @@ class FaithDiff:
             noise: instead of the seed, standard normal arrays: "start" (1, H/8, W/8, 4), "encode" of the same shape
                 for the "lr" start, "steps" (steps, 1, H/8, W/8, 4) for the "ddpm" sampler. The same seed gives the
                 same picture on one device or eight.
+            on_step: called after every step with the steps done, the steps there are, and a function that decodes the
+                picture as the last step sees it; to stop, it returns False. See `stepwise.OnStep`.
             replacements: single options to replace, such as `steps=10`.
 
         Returns:
@@ -238,9 +242,10 @@ class FaithDiff:
         Raises:
             InputError: an unknown option, a value outside its range, a picture too small or large for the scale, or
                 noise that is missing or of another shape.
+            Cancelled: `on_step` returned False.
         """
         options = (options or self.defaults).replace(**replacements)
-        return self._restore(image, caption, options, noise, None)[0]
+        return self._restore(image, caption, options, noise, on_step=on_step)[0]
 
     def attribute(
         self,
@@ -269,7 +274,7 @@ class FaithDiff:
         """
         weights = word_weights(self.tokenizers, caption, words)
         options = (options or self.defaults).replace(**replacements)
-        restored, maps = self._restore(image, caption, options, noise, weights)
+        restored, maps = self._restore(image, caption, options, noise, words=weights)
         large = enlarged(np.asarray(maps)[0], self.config.vae.factor, *restored.shape[:2])
         return restored, dict(zip(words, large, strict=True))
 
@@ -279,7 +284,9 @@ class FaithDiff:
         caption: str,
         options: RestoreOptions,
         noise: Mapping[str, AnyArray] | None,
-        words: Float[AnyArray, "1 m words"] | None,
+        *,
+        words: Float[AnyArray, "1 m words"] | None = None,
+        on_step: OnStep | None = None,
     ) -> tuple[np.ndarray, Array | None]:
         """The restored picture; and maps (1, h, w, W) of the words at the latents' resolution, None without words."""
         options.check_against(self.config)
@@ -301,13 +308,23 @@ class FaithDiff:
             start=self.encode(padded, noise["encode"], vae_tile=options.vae_tile) if from_lq else None,
             step_noise=noise.get("steps"),
         )
-        latents, maps = self._sample(inputs, options, size, words)
+        picture = functools.partial(self._picture, upscaled=upscaled, options=options)
+        if on_step is None:
+            latents, maps = self._sample(inputs, options, size, words)
+        else:
+            plan, inputs = inputs_.plan_and_complete(inputs, options, self.config, size)
+            latents = sample_stepwise(self.programs, self._denoiser_params, plan, inputs, on_step, picture)
+            maps = None
+        return picture(latents), maps
+
+    def _picture(self, latents: Array, *, upscaled: np.ndarray, options: RestoreOptions) -> np.ndarray:
+        """Decode latents (1, h, w, c), without the padding and with the colours of the upscaled input."""
         decoded = np.asarray(self.decode(latents, vae_tile=options.vae_tile))[0]
         restored = images_.to_uint8(images_.crop(decoded, *upscaled.shape[:2]))
         # As published, colours are fixed on the picture at eight bits, against the upscaled input.
         ours, theirs = (images_.to_float(picture)[None] for picture in (restored, upscaled))
         fixed = self.programs.fix_color(ours, theirs, options.color_fix, options.wavelet_levels)
-        return images_.to_uint8(np.asarray(fixed)[0]), maps
+        return images_.to_uint8(np.asarray(fixed)[0])
 
     def _sample(
         self,

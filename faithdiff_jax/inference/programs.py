@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from faithdiff_jax.diffusion import schedule
+from faithdiff_jax.diffusion.sampler import Carry
 from faithdiff_jax.inference.color import fix_color
-from faithdiff_jax.inference.denoise import denoise, denoise_and_attribute
+from faithdiff_jax.inference.denoise import Prepared, advance, begin, denoise, denoise_and_attribute
 from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan
 from faithdiff_jax.inference.progress import long_task
 from faithdiff_jax.models.config import FaithDiffConfig
@@ -120,6 +121,8 @@ class Programs:
         predict_noise: ({unet, alignment}, latents, timesteps, features, context, pooled, time_ids) -> noise.
         sample: ({unet, alignment}, plan, inputs) -> latents; see `denoise`.
         attribute: ({unet, alignment}, plan, inputs, words) -> latents, maps; see `denoise_and_attribute`.
+        begin: ({unet, alignment}, plan, inputs) -> what `advance` starts from; `sample` in parts.
+        advance: ({unet, alignment}, plan, inputs, prepared, carry, first, last) -> carry; see `denoise.advance`.
         normal: (key, shape) -> standard normal noise.
         fix_color: (images, references, method, levels) -> images.
     """
@@ -155,13 +158,21 @@ class Programs:
         def attribute(params: Params, plan: SamplingPlan, inputs: SamplingInputs, words: Array) -> tuple[Array, Any]:
             return denoise_and_attribute(networks.denoiser(params), plan, inputs, words, constrain)
 
+        def start(params: Params, plan: SamplingPlan, inputs: SamplingInputs) -> tuple[Prepared, Carry]:
+            return begin(networks.denoiser(params), plan, inputs, constrain=constrain, keep_clean=True)
+
+        def walk(params: Params, plan: SamplingPlan, inputs: SamplingInputs, *arrays: Any) -> Carry:
+            prepared, carry, first, last = arrays
+            part = first, last
+            return advance(networks.denoiser(params), plan, inputs, prepared, carry, part=part, constrain=constrain)
+
         def normal(key: Array, shape: tuple[int, ...]) -> Array:
             return jax.random.normal(key, shape)
 
         def of_images(what: str) -> Callable[..., str]:
             return lambda _, images: f"the {what} for {_pixels(images.shape, 1)}"
 
-        def of_sampling(_: Params, plan: SamplingPlan, inputs: SamplingInputs, *words: Array) -> str:
+        def of_sampling(_: Params, plan: SamplingPlan, inputs: SamplingInputs, *more: Any) -> str:
             return f"the denoiser for {_pixels(inputs.noise.shape, factor)}, {plan.sampler.steps} steps"
 
         self.encode_lq = Program(encode_lq, kept=TILE_SIZES_KEPT, describe=of_images("LQ encoder"))
@@ -174,6 +185,8 @@ class Programs:
         self.predict_noise = Program(predict_noise)
         self.sample = Program(sample, static=(1,), describe=of_sampling)
         self.attribute = Program(attribute, static=(1,), describe=of_sampling)
+        self.begin = Program(start, static=(1,))
+        self.advance = Program(walk, static=(1,), describe=of_sampling)
         self.normal = Program(normal, kept=2 * SIZES_KEPT, static=(1,))  # two shapes a picture with "ddpm"
         self.fix_color = Program(fix_color, static=(2, 3))
 
