@@ -153,7 +153,7 @@ def test_one_prediction_learns_what_two_of_the_teacher_make():
     fed = {"unet": {"guidance_dim": 8}}
     step = make_step({"method": "guidance", "guidance_range": [1, 8]}, model=fed)
     weights = np.float32([1.5, 6.0])
-    batch = batch_of() | {"weights": weights}
+    batch = batch_of() | {"guidance": weights}
     whole, texts = restorer()
     latents = whole.encode(batch["hq"], batch["vae_noise"])
     noisy = schedule.add_noise(step.model.schedule, latents, batch["noise"], batch["timesteps"])
@@ -164,7 +164,7 @@ def test_one_prediction_learns_what_two_of_the_teacher_make():
     by = weights[:, None, None, None]
     expected = np.mean((conditional - (unconditional + by * (conditional - unconditional))) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(losses(step, batch=batch), expected, rtol=1e-3)
-    drawn = draws_of(step, batch_of(1)).weights
+    drawn = draws_of(step, batch_of(1)).guidance
     assert ((drawn >= 1) & (drawn <= 8)).all()
     assert drawn[0] != drawn[1]
 

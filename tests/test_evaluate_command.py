@@ -310,6 +310,8 @@ def test_results_of_another_protocol_and_damaged_ones_are_refused(place, capsys)
         (["--baseline", "bicubic", "--pairs", "set", "--scale", "nan"], "--scale nan: must be above 0"),
         (["--baseline", "bicubic", "--pairs", "empty"], "empty: holds no pictures"),
         (["--model", "empty", "--pairs", "set"], "empty"),
+        (["--model", str(SMALL_MODEL), "--pairs", "set", "--preset", "swift"], "unknown preset 'swift' of this model"),
+        (["--restored", "rival", "--preset", "swift"], "--preset swift: is one of --model"),
         (["--restored", "rival", "steps=3"], "options are the model's"),
         (["--restored", "rival", "--config", "table1"], "--config: needs --data"),
         (["--restored", "rival", "--data", "set"], "--data: is for --config"),

@@ -5,12 +5,14 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import skimage.data
+import yaml
 from converted import published_and_converted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from PIL import Image
 from faithdiff_jax.cli.command import Parser
 from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.cli.restore import add_flags, plan_jobs
-from faithdiff_jax.config import Range
+from faithdiff_jax.config import Range, load_yaml
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.options import RestoreOptions, option
 from faithdiff_jax.inference.pipeline import FaithDiff
@@ -280,6 +282,39 @@ def test_a_pipe_among_the_pictures_is_left_alone(model, photos, tmp_path):
     os.mkfifo(photos / "pipe.png")
     names = [job.source.name for job in plan_jobs(photos, tmp_path, "png")]
     assert names == ["face.jpg", "glass.webp", "gray.png"]
+
+
+def test_presets_are_options_by_name(model, photos, tmp_path, capsys):
+    folder = shutil.copytree(model, tmp_path / "model")
+    config = load_yaml(folder / "config.yaml")
+    config["restore"] = {"scale": 2.0, "steps": 3, "presets": {"quick": {"steps": 1}, "small": {"scale": 1.0}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    flags = ["--model", folder, "--input", photos / "face.jpg", "--multiple", "64", "--cache", ""]
+    for name, expected in (("quick", (60, 48)), ("small", (30, 24))):
+        assert infer(*flags, "--output", tmp_path / name, "--preset", name, "--steps", "1") == 0
+        assert opened(tmp_path / name / "face.png").size == expected
+    loaded = FaithDiff.load(folder)
+    assert (loaded.defaults.steps, loaded.preset("quick").steps, loaded.preset("quick").scale) == (3, 1, 2.0)
+    restored = loaded.restore(np.asarray(opened(photos / "face.jpg")), "", loaded.preset("quick"), multiple=64)
+    np.testing.assert_array_equal(restored, np.asarray(opened(tmp_path / "quick" / "face.png")))
+    capsys.readouterr()
+    assert infer(*flags, "--output", tmp_path / "none", "--preset", "swift") == 2
+    assert capsys.readouterr().err.strip() == (
+        "error: unknown preset 'swift' of this model (its presets: quick, small)"
+    )
+    with pytest.raises(InputError, match="unknown preset 'swift'"):
+        loaded.preset("swift")
+    config["restore"]["presets"]["quick"] = {"steps": 0}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert infer(*flags, "--output", tmp_path / "none", "--preset", "small") == 2
+    assert "steps is 0" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_model_without_presets_says_so(model, photos, tmp_path, capsys):
+    flags = ["--model", model, "--input", photos, "--output", tmp_path / "none"]
+    assert infer(*flags, "--preset", "swift") == 2
+    assert capsys.readouterr().err.strip() == "error: unknown preset 'swift' of this model (it has no presets)"
 
 
 def test_every_option_is_a_flag_with_its_range_and_default(capsys):

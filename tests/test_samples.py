@@ -1,5 +1,6 @@
 """One sample: flip, crop, degradation, resize back up, caption and time numbers, against the same done by hand."""
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -8,8 +9,9 @@ import pytest
 from pictures import coordinates, encode
 from PIL import Image
 
+from faithdiff_jax.data import samples
 from faithdiff_jax.data.degradation.config import BlurConfig, FinalSincConfig, JpegConfig, NoiseConfig, ResizeConfig
-from faithdiff_jax.data.degradation.degrade import DegradationConfig
+from faithdiff_jax.data.degradation.degrade import LEVELS, DegradationConfig
 from faithdiff_jax.data.samples import UPSCALING, SampleConfig, make_sample
 from faithdiff_jax.data.sources import Record
 from faithdiff_jax.errors import InputError
@@ -41,6 +43,50 @@ def expected_crops(picture, time_ids, size):
 
 def upscalings(lq, size):
     return [np.asarray(Image.fromarray(np.ascontiguousarray(lq)).resize((size, size), mode)) for mode in UPSCALING]
+
+
+def test_of_several_crops_the_one_with_most_edges_is_taken(rng):
+    picture = np.full((64, 64, 3), 90, np.uint8)
+    picture[32:] = rng.integers(0, 256, (32, 64, 3), dtype=np.uint8)
+    record = Record(name="x", hq=encode(picture))
+    tops = {
+        crops: [make_sample(record, rng, dataclasses.replace(CUT, crops=crops)).time_ids[2] for _ in range(60)]
+        for crops in (1, 8)
+    }
+    assert min(tops[8]) >= 24 > min(tops[1])
+
+
+def test_levels_are_drawn_by_their_shares(rng, monkeypatch):
+    met = Counter()
+
+    def noted(image, rng, config):
+        met[config] += 1
+        return image[::4, ::4]
+
+    monkeypatch.setattr(samples, "degrade", noted)
+    record, count = Record(name="x", hq=encode(coordinates(16, 16))), 400
+    for shares, others in (({"I": 0.25, "III": 0.5}, 0.25), ({"I": 0.5, "III": 0.5}, 0)):
+        met.clear()
+        config = dataclasses.replace(CUT, levels=shares)
+        for _ in range(count):
+            make_sample(record, rng, config)
+        for degradation, share in ((LEVELS["I"], shares["I"]), (LEVELS["III"], shares["III"]), (IDENTITY, others)):
+            assert abs(met[degradation] / count - share) < 0.1 * (share > 0) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": {"IV": 0.5}}, "levels has 'IV': must be of I, II, III"),
+        ({"levels": {"I": 0.6, "II": 0.6}}, "must be shares from 0 to 1, together at most 1"),
+        ({"levels": {"I": -0.5}}, "must be shares from 0 to 1"),
+        ({"levels": {"I": math.nan}}, "must be shares from 0 to 1"),
+        ({"crops": 0}, "crops is 0"),
+    ],
+)
+def test_samples_that_cannot_be(changes, message):
+    with pytest.raises((InputError, ValueError), match=message):
+        SampleConfig(**changes)
 
 
 def test_crops_of_a_pair_lie_at_the_same_place(rng):

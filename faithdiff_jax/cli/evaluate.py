@@ -66,6 +66,14 @@ def build_parser() -> Parser:
     )
     methods.add_argument("--model", type=types.path, metavar="DIR", help="model directory that restores")
     methods.add_argument(
+        "--preset",
+        type=types.nonempty,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a preset of the model, as a method of that name",
+    )
+    methods.add_argument(
         "--baseline",
         type=types.nonempty,
         action="append",
@@ -176,6 +184,8 @@ def _check_companions(arguments: argparse.Namespace) -> None:
         raise InputError("--references and --pairs: give one of them")
     elif restores and not arguments.pairs:
         raise InputError("--model and --baseline: need low-quality pictures to restore, give --pairs or --config")
+    if arguments.preset and (arguments.model is None or arguments.config is not None):
+        raise InputError(f"--preset {arguments.preset[0]}: is one of --model, and not for --config")
     if arguments.options and arguments.model is None:
         raise InputError(f"{arguments.options[0]}: options are the model's, give --model")
 
@@ -239,7 +249,7 @@ def _methods(
     methods += [baseline_method(text) for text in arguments.baseline]
     if arguments.model is not None:
         variants = config.methods if config is not None else {"FaithDiff": {}}
-        methods += model_methods(arguments.model, variants, arguments.options, arguments.dtype)
+        methods += model_methods(arguments.model, variants, arguments.options, arguments.dtype, arguments.preset)
     names = [one.name.casefold() for one in methods]
     for one in methods:
         if names.count(one.name.casefold()) > 1:

@@ -234,14 +234,16 @@ def _same_file(name: str) -> str:
 
 def _options(arguments: argparse.Namespace) -> tuple[RestoreOptions, "ModelDirectory"]:
     """The model's defaults with the flags that were given, checked against the model; and the model, opened."""
-    from faithdiff_jax.inference.loading import default_options
+    from faithdiff_jax.inference.loading import chosen, default_options, preset_options
     from faithdiff_jax.weights.model_directory import ModelDirectory
 
     names = [field.name for field in dataclasses.fields(RestoreOptions)]
     given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     RestoreOptions(**given)  # flags out of their range are told before anything is read
     stored = ModelDirectory.open(arguments.model or SMALL_MODEL)
-    options = default_options(stored).replace(**given)
+    preset = arguments.preset
+    options = default_options(stored) if preset is None else chosen(preset_options(stored), preset)
+    options = options.replace(**given)
     options.check_against(stored.config)
     return options, stored
 
@@ -295,6 +297,12 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
         type=types.path,
         metavar="DIR",
         help="model directory, from faithdiff convert; else the small one included",
+    )
+    add(
+        "--preset",
+        type=types.nonempty,
+        metavar="NAME",
+        help="one of the model's presets of the options below",
     )
     add(
         "--input", type=types.path, required=True, metavar="PATH", help="a picture (JPEG, PNG, WebP, TIFF), or a folder"

@@ -17,7 +17,11 @@ BICUBIC = "bicubic"
 
 
 def model_methods(
-    path: Path, variants: Mapping[str, Mapping[str, Any]], overrides: Sequence[str], dtype: str
+    path: Path,
+    variants: Mapping[str, Mapping[str, Any]],
+    overrides: Sequence[str],
+    dtype: str,
+    presets: Sequence[str] = (),
 ) -> list[Method]:
     """A model directory as methods, one for each variant of its options; they share the loaded model.
 
@@ -26,17 +30,21 @@ def model_methods(
         variants: name -> options that differ from the model's defaults.
         overrides: option=value, of all variants; `scale` is the set's.
         dtype: what to compute in.
+        presets: names of the model's presets, to take instead of `variants`.
 
     Raises:
-        InputError: not a model directory, or an option it does not have.
+        InputError: not a model directory, or an option or a preset that it does not have.
     """
-    from faithdiff_jax.inference.loading import default_options
+    from faithdiff_jax.inference.loading import chosen, default_options, preset_options
     from faithdiff_jax.inference.options import RestoreOptions
     from faithdiff_jax.inference.pipeline import FaithDiff
     from faithdiff_jax.weights.model_directory import ModelDirectory
 
     stored = ModelDirectory.open(path)
-    defaults = to_dict(default_options(stored))
+    known = preset_options(stored)
+    planned = {name: (default_options(stored), changes) for name, changes in variants.items()}
+    if presets:
+        planned = {name: (chosen(known, name), {}) for name in presets}
 
     @functools.cache
     def model() -> "FaithDiff":
@@ -48,11 +56,11 @@ def model_methods(
         return FaithDiffRestorer(model(), options.replace(scale=scale), name)
 
     methods = []
-    for name, changes in variants.items():
+    for name, (start, changes) in planned.items():
         given = override({**changes}, overrides)
         if "scale" in given:
             raise InputError("scale: is the test set's, give --scale")
-        options = from_dict(RestoreOptions, {**defaults, **given}, f"options of {name}")
+        options = from_dict(RestoreOptions, {**to_dict(start), **given}, f"options of {name}")
         options.check_against(stored.config)
         settings = {key: value for key, value in to_dict(options).items() if key != "scale"}
         settings |= {"model": stored.digest, "dtype": dtype}

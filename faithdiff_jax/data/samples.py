@@ -7,7 +7,8 @@ and Poisson noise counts the levels of the crop. Pairs are cropped as published.
 cannot be entered in the middle, and its reduced scales would be another picture.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -15,9 +16,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from faithdiff_jax.config import Range, check_ranges
 from faithdiff_jax.data.checks import check_probability, is_whole
 from faithdiff_jax.data.decode import decode
-from faithdiff_jax.data.degradation.degrade import DegradationConfig, degrade
+from faithdiff_jax.data.degradation.degrade import LEVELS, DegradationConfig, degrade
 from faithdiff_jax.data.sources import PAIR_SCALE, Record, check_pair_size
 from faithdiff_jax.errors import InputError, shown
 from faithdiff_jax.files.captions import trim_caption
@@ -31,13 +33,18 @@ class SampleConfig:
     """How a sample is cut from a record.
 
     `crop` is the side in HQ pixels, a multiple of the degradation's scale and of 4, up to `LARGEST_CROP`. `flip`
-    mirrors half of the pictures left to right; `caption_dropout` is the share of captions replaced by "".
+    mirrors half of the pictures left to right; `caption_dropout` is the share of captions replaced by "". Of `crops`
+    random crops of a photograph, the one with the largest gradients is taken; pairs are cropped once, as published.
+    `levels` are the shares of photographs degraded at a named level (`degradation.presets.LEVELS`) instead of as
+    `degradation` says.
     """
 
     crop: int = 512
+    crops: int = 1
     flip: bool = True
     caption_dropout: float = 0.2
     degradation: DegradationConfig = DegradationConfig()
+    levels: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not is_whole(self.crop) or self.crop > LARGEST_CROP:
@@ -46,6 +53,13 @@ class SampleConfig:
             if self.crop < scale or self.crop % scale:
                 raise InputError(f"crop is {self.crop}: must be a positive multiple of the scale {scale}")
         check_probability(self, "caption_dropout")
+        check_ranges(self, crops=Range(1, 64, whole=True))
+        unknown = [name for name in self.levels if name not in LEVELS]
+        if unknown:
+            raise InputError(f"levels has {shown(unknown[0])}: must be of {', '.join(LEVELS)}")
+        total = sum(self.levels.values())
+        if not all(0 <= share <= 1 for share in self.levels.values()) or not total <= 1 + 1e-9:
+            raise InputError(f"levels are {shown(dict(self.levels))}: must be shares from 0 to 1, together at most 1")
 
 
 class Sample(NamedTuple):
@@ -81,8 +95,8 @@ def make_sample(
         hq, lq = hq[:, ::-1], None if lq is None else lq[:, ::-1]
 
     if lq is None:
-        hq, top, left = _crop_photo(hq, config.crop, rng)
-        lq = degrade(hq, rng, config.degradation)
+        hq, top, left = _crop_photo(hq, config, rng)
+        lq = degrade(hq, rng, _degradation(config, rng))
     else:
         hq, lq, top, left = _crop_pair(hq, lq, config.crop, rng)
     enlarge = UPSCALING[rng.integers(len(UPSCALING))]
@@ -120,10 +134,30 @@ def _bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _crop_photo(image: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, int, int]:
+def _degradation(config: SampleConfig, rng: np.random.Generator) -> DegradationConfig:
+    if not config.levels:
+        return config.degradation
+    drawn = rng.random()
+    for name, share in config.levels.items():
+        if drawn < share:
+            return LEVELS[name]
+        drawn -= share
+    # What rounding leaves of shares that make up one belongs to the last.
+    return config.degradation if sum(config.levels.values()) < 1 - 1e-9 else LEVELS[name]
+
+
+def _crop_photo(image: np.ndarray, config: SampleConfig, rng: np.random.Generator) -> tuple[np.ndarray, int, int]:
+    size = config.crop
     image = _pad(image, size)
-    top, left = _corner(image.shape, size, rng)
-    return _cut(image, top, left, size), top, left
+    corners = [_corner(image.shape, size, rng) for _ in range(config.crops)]
+    cuts = [(_cut(image, top, left, size), top, left) for top, left in corners]
+    return cuts[0] if len(cuts) == 1 else max(cuts, key=lambda cut: _gradient(cut[0]))
+
+
+def _gradient(image: np.ndarray) -> float:
+    """Mean absolute difference of neighbours, of the green channel."""
+    green = image[..., 1].astype(np.int16)
+    return float(np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean())
 
 
 def _crop_pair(

@@ -153,6 +153,17 @@ def noise_at(prediction: str, output: Latents, noisy: Latents, alpha: Float[Arra
     return signal * output + deviation * noisy
 
 
+def to_clean(config: ScheduleConfig, output: Latents, noisy: Latents, timestep: Timesteps) -> Float[Array, "b h w c"]:
+    """The clean latents that the UNet's output for `noisy` stands for, all (B, h, w, c); `noisy` has unit variance."""
+    output, noisy = jnp.asarray(output), jnp.asarray(noisy)
+    if config.prediction == "sample":
+        return output
+    signal, deviation = _rates(jnp.asarray(alphas_cumprod(config))[timestep])
+    if config.prediction == "epsilon":
+        return (noisy - deviation * output) / signal
+    return signal * noisy - deviation * output
+
+
 def _rates(alpha: Float[Array, "*b"]) -> tuple[Float32[Array, "_ 1 1 1"], Float32[Array, "_ 1 1 1"]]:
     """sqrt(a) and sqrt(1 - a), broadcasting over (B, h, w, c)."""
     alpha = jnp.reshape(alpha, (-1, 1, 1, 1))

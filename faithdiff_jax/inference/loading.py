@@ -1,18 +1,21 @@
 """What a FaithDiff is made of, read from its model directory."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
 
 from faithdiff_jax.config import from_dict
+from faithdiff_jax.errors import InputError, shown
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.parts import Params, part_names, part_shapes
 from faithdiff_jax.sharding import parameter_sharding
 from faithdiff_jax.weights.model_directory import ModelDirectory
-from faithdiff_jax.weights.stored_files import CONFIG
+from faithdiff_jax.weights.stored_files import CONFIG, section
 
+PRESETS = "presets"
+"""Under `restore:` in a model directory's config.yaml, beside its default options."""
 MODEL_FILE = re.compile(r"config\.yaml|\w+\.safetensors|tokenizer(_\d+)?/[^/]+")
 
 
@@ -22,7 +25,37 @@ def default_options(stored: ModelDirectory) -> RestoreOptions:
     Raises:
         InputError: an unknown option, or a value outside its range.
     """
-    return from_dict(RestoreOptions, stored.defaults, f"{stored.path / CONFIG}: restore")
+    return from_dict(RestoreOptions, _plain(stored), f"{stored.path / CONFIG}: restore")
+
+
+def preset_options(stored: ModelDirectory) -> dict[str, RestoreOptions]:
+    """Name -> options of each of a model directory's presets: its defaults, with what `presets:` there changes.
+
+    Raises:
+        InputError: presets that are no section of sections, an unknown option, or a value outside its range.
+    """
+    source = f"{stored.path / CONFIG}: restore"
+    presets = section(stored.defaults, PRESETS, source, optional=True)
+    return {
+        name: from_dict(RestoreOptions, {**_plain(stored), **section(presets, name, f"{source}.{PRESETS}")}, source)
+        for name in presets
+    }
+
+
+def chosen(presets: Mapping[str, RestoreOptions], name: str) -> RestoreOptions:
+    """The preset of that name.
+
+    Raises:
+        InputError: there is none, with the names that there are.
+    """
+    if name not in presets:
+        known = f"its presets: {', '.join(presets)}" if presets else "it has no presets"
+        raise InputError(f"unknown preset {shown(name)} of this model ({known})")
+    return presets[name]
+
+
+def _plain(stored: ModelDirectory) -> dict[str, Any]:
+    return {name: value for name, value in stored.defaults.items() if name != PRESETS}
 
 
 def load_parameters(stored: ModelDirectory, dtype: Any, mesh: Mesh | None) -> dict[str, Params]:

@@ -25,7 +25,7 @@ from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.attribution import enlarged, word_weights
 from faithdiff_jax.inference.inputs import SamplingInputs, Text
-from faithdiff_jax.inference.loading import default_options, load_parameters, model_files
+from faithdiff_jax.inference.loading import chosen, default_options, load_parameters, model_files, preset_options
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.inference.progress import long_task
@@ -49,6 +49,7 @@ class FaithDiff:
         config: the architecture.
         params: part name ("unet", "alignment", "lq_encoder", "vae", "text_encoder", "text_encoder_2") -> pytree.
         defaults: the options that `restore` and `sample` start from.
+        presets: name -> options to give them instead, as the model's makers chose; empty for most models.
         programs: the jitted functions of (params, arrays) behind every call.
         mesh: device mesh, or None for the default device.
     """
@@ -60,6 +61,7 @@ class FaithDiff:
         tokenizers: Tokenizers | None = None,
         *,
         defaults: RestoreOptions | None = None,
+        presets: Mapping[str, RestoreOptions] | None = None,
         dtype: Any = jnp.float32,
         mesh: Mesh | None = None,
     ):
@@ -71,6 +73,7 @@ class FaithDiff:
         self.config = config
         self.mesh = mesh
         self.defaults = defaults or RestoreOptions()
+        self.presets = dict(presets or {})
         self.params = dict(params)
         self.dtype = jnp.dtype(dtype)
         self._tokenizers = tokenizers
@@ -91,12 +94,12 @@ class FaithDiff:
             InputError: not a model directory, or one whose parameters do not fit its configuration.
         """
         stored = path if isinstance(path, ModelDirectory) else ModelDirectory.open(pathlib.Path(path))
-        defaults = default_options(stored)
+        defaults, presets = default_options(stored), preset_options(stored)
         dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
         with long_task(f"reading the model {stored.path}"):
             params = load_parameters(stored, dtype, mesh)
             tokenizers = Tokenizers.load(stored.tokenizers)
-        return cls(stored.config, params, tokenizers, defaults=defaults, dtype=dtype, mesh=mesh)
+        return cls(stored.config, params, tokenizers, defaults=defaults, presets=presets, dtype=dtype, mesh=mesh)
 
     @classmethod
     def from_pretrained(
@@ -108,6 +111,10 @@ class FaithDiff:
             InputError: neither a folder nor a repository that can be reached, or what `load` refuses.
         """
         return cls.load(local_folder(os.fspath(name), model_files), dtype=dtype, mesh=mesh)
+
+    def preset(self, name: str) -> RestoreOptions:
+        """The options of one of `presets`, for `restore`; InputError for a name that there is not."""
+        return chosen(self.presets, name)
 
     @property
     def tokenizers(self) -> Tokenizers:

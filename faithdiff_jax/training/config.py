@@ -25,7 +25,7 @@ from faithdiff_jax.data.loader import DataConfig
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.metrics.names import metric_info
 from faithdiff_jax.inference.options import RestoreOptions
-from faithdiff_jax.training.distill_config import DistillConfig
+from faithdiff_jax.training.distill_config import WEIGHTS, DistillConfig
 
 LOSSES = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
@@ -201,6 +201,34 @@ class WatchConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LossesConfig:
+    """Weights of the parts of the loss, for each sample.
+
+    `latent` is that of the published loss, in latents. `pixel` and `lpips` compare pictures in [-1, 1]: what the frozen
+    decoder makes of the clean latents that the prediction stands for, and the original (under `distill` the teacher's).
+    """
+
+    latent: float = 1.0
+    pixel: float = 0.0
+    lpips: float = 0.0
+    """Of LPIPS (alex), for which the weights must be installed; see the metrics."""
+    guidance: tuple[float, float] | None = None
+    """Two values, one of which each sample draws to be fed to the UNet as its guidance, which needs
+    `model.unet.guidance_dim`. LPIPS counts for the second alone, so that one chooses when restoring."""
+
+    def __post_init__(self) -> None:
+        weights = Range(0, 1e6)
+        check_ranges(self, latent=weights, pixel=weights, lpips=weights)
+        if not self.latent + self.pixel + self.lpips:
+            raise ValueError("latent, pixel and lpips are all 0: one must be above")
+        if self.guidance is None:
+            return
+        low, high = self.guidance
+        if not (low in WEIGHTS and high in WEIGHTS and low < high):
+            raise ValueError(f"guidance is [{low:g}, {high:g}]: must be two rising numbers from 1 to 100")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A whole run.
 
@@ -222,6 +250,8 @@ class TrainConfig:
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fresh: tuple[str, ...] = ()
     loss: str = "l1"
+    """Of latents and pixels: "l1" or "l2"."""
+    losses: LossesConfig = LossesConfig()
     noise_offset: float = 0.02
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EMAConfig | None = EMAConfig()
@@ -249,6 +279,8 @@ class TrainConfig:
         )
         if not self.groups and self.lora is None:
             raise ValueError("groups is empty: at least one group of parameters must train")
+        if self.losses.guidance is not None and self.distill is not None:
+            raise ValueError("losses.guidance is for learning from photographs: leave it or distill out")
         if self.batch % self.accumulation:
             raise ValueError(f"batch is {self.batch}: must be a multiple of accumulation, {self.accumulation}")
         if self.optimizer.warmup >= self.steps and self.optimizer.schedule == "cosine":

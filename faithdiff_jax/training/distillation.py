@@ -9,7 +9,8 @@ trains, the teacher has again under `teacher.`; under LoRA both share the frozen
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,20 +29,22 @@ from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.faithdiff import Denoiser
 from faithdiff_jax.models.layers import rematerialise
-from faithdiff_jax.models.parts import Networks, flatten, numbered, part_shapes, unflatten
+from faithdiff_jax.models.parts import Networks, flatten, part_shapes, unflatten
 from faithdiff_jax.models.vae import VAE
 from faithdiff_jax.sharding import parameter_sharding
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.distill_config import DistillConfig
 from faithdiff_jax.training.lora import PREFIX, merge_adapters
+from faithdiff_jax.training.losses import mean_error
 from faithdiff_jax.training.optimizer import Flat
 from faithdiff_jax.training.parameters import TEACHER, Shapes
-from faithdiff_jax.training.step import Batch, Draws, TrainStep
+from faithdiff_jax.training.step import Batch, Draws, TrainStep, guidance_keys
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
 DISTILLED = ("unet", "alignment")
-WEIGHT_KEY = 0x77656967  # far from the numbers that a step's other keys have
 Latents = Float32[Array, "b h w c"]
+Compared = tuple[Latents, Latents, Callable[[Latents], Latents]]
+"""The student's and the teacher's, and what makes clean latents of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +70,6 @@ class _Encoded(NamedTuple):
     negative: Text
 
 
-@dataclasses.dataclass(frozen=True)
-class _WeightedDraws(Draws):
-    """With `weights` (b,), the guidance of each sample."""
-
-    weights: Float32[Array, " b"]
-
-
 def make_step(
     config: TrainConfig,
     model: FaithDiffConfig,
@@ -95,6 +91,8 @@ def make_step(
     Raises:
         InputError: a distillation that this model cannot have.
     """
+    if config.losses.guidance is not None and model.unet.guidance_dim is None:
+        raise InputError("losses.guidance is fed to the UNet, which needs model.unet.guidance_dim, 64 say")
     if config.distill is None:
         return TrainStep(config, model, labels, mesh)
     options = teacher_options(config.distill, default_options(stored))
@@ -213,9 +211,11 @@ class DistillStep(TrainStep):
             vae = self.networks.vae(params["vae"])
             encoded = self._encode(params, batch)
             compare = self._predictions if self.distill.method == "guidance" else self._latents
-            ours, theirs = compare(student, self._teacher(frozen), vae, encoded, batch, draws)
-        error = ours - jax.lax.stop_gradient(theirs)
-        each = jnp.mean(jnp.abs(error) if self.config.loss == "l1" else error**2, axis=(1, 2, 3))
+            ours, theirs, to_clean = compare(student, self._teacher(frozen), vae, encoded, batch, draws)
+            theirs = jax.lax.stop_gradient(theirs)
+            each = self.config.losses.latent * mean_error(self.config.loss, ours, theirs)
+            if self.pictures is not None:
+                each += self.pictures(*(vae.decode(to_clean(latents).astype(self.dtype)) for latents in (ours, theirs)))
         return jnp.mean(each), each
 
     def restored(
@@ -258,17 +258,16 @@ class DistillStep(TrainStep):
         return self._teacher_networks.denoiser(unflatten(arrays))
 
     def _encode(self, params: Mapping[Any, Any], batch: Batch) -> _Encoded:
-        names = numbered("text_encoder", len(self.model.text_encoders))
-        encoders = [params[name] for name in names]
-        given = self.networks.encode_text(encoders, [batch[f"token_ids_{i}"] for i in range(len(names))])
-        one = self.networks.encode_text(encoders, [jnp.asarray(ids) for ids in self.teacher.negative_ids])
+        given = self.encode_text(params, batch)
+        negative_ids = {f"token_ids_{i}": jnp.asarray(ids) for i, ids in enumerate(self.teacher.negative_ids)}
+        one = self.encode_text(params, negative_ids)
         negative = [jnp.broadcast_to(array, (len(batch["lq"]), *array.shape[1:])) for array in one]
         features = self.networks.lq_encoder(params["lq_encoder"])(batch["lq"].astype(self.dtype))
         return _Encoded(features, Text.of(*given), Text.of(*negative))
 
     def _predictions(
         self, student: Denoiser, teacher: Denoiser, vae: VAE, encoded: _Encoded, batch: Batch, draws: Draws
-    ) -> tuple[Latents, Latents]:
+    ) -> Compared:
         """What student and guided teacher predict for noisy HQ latents."""
         latents = vae.sample(vae.moments(batch["hq"].astype(self.dtype)), draws.vae_noise)
         forward = self.model.schedule, latents, draws.noise, draws.timesteps
@@ -280,37 +279,38 @@ class DistillStep(TrainStep):
             return denoiser(*arrays).astype(jnp.float32)
 
         options = self.teacher.options
-        weights = getattr(draws, "weights", None)
+        weights = draws.guidance
         guided = predict(teacher, encoded.text)
         if weights is not None or options.guidance > 1:
             by = options.guidance if weights is None else weights[:, None, None, None]
             rescale = options.guidance_rescale or None
             guided = samplers.guide(predict(teacher, encoded.negative), guided, by, rescale)
-        return predict(student, encoded.text, weights), guided
+        to_clean = functools.partial(schedule.to_clean, forward[0], noisy=noisy, timestep=draws.timesteps)
+        return predict(student, encoded.text, weights), guided, to_clean
 
     def _latents(
         self, student: Denoiser, teacher: Denoiser, vae: VAE, encoded: _Encoded, batch: Batch, draws: Draws
-    ) -> tuple[Latents, Latents]:
+    ) -> Compared:
         """What student and teacher restore from the same start, each in its own steps."""
         start = vae.sample(vae.moments(batch["lq"].astype(self.dtype)), draws.vae_noise)
         arrays = encoded, start, draws.noise
-        return self.restored(student, *arrays, of_teacher=False), self.restored(teacher, *arrays, of_teacher=True)
+        ours, theirs = (self.restored(who, *arrays, of_teacher=who is teacher) for who in (student, teacher))
+        return ours, theirs, lambda latents: latents
 
     def _draw(self, part: Batch, step: jax.Array) -> Draws:
         draws = super()._draw(part, step)
         if self.distill.method == "steps":
             # They start where there is nothing but noise, and are reported there.
             return dataclasses.replace(draws, timesteps=jnp.full_like(draws.timesteps, self._last_timestep))
-        if self.distill.guidance_range is None:
+        if self.distill.guidance_range is None or "guidance" in part:
             return draws
         low, high = self.distill.guidance_range
 
-        def one(row: jax.Array) -> jax.Array:
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), step), row)
-            return jax.random.uniform(jax.random.fold_in(key, WEIGHT_KEY), (), minval=low, maxval=high)
+        def one(key: jax.Array) -> jax.Array:
+            return jax.random.uniform(key, (), minval=low, maxval=high)
 
-        weights = part["weights"] if "weights" in part else jax.vmap(one)(part["row"])
-        return _WeightedDraws(draws.timesteps, draws.noise, draws.vae_noise, weights)
+        weights = jax.vmap(one)(guidance_keys(self.config.seed, step, part["row"]))
+        return dataclasses.replace(draws, guidance=weights)
 
     @property
     def _last_timestep(self) -> int:

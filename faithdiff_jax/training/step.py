@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int, Key
 
 from faithdiff_jax.diffusion import schedule
 from faithdiff_jax.models.config import FaithDiffConfig
@@ -25,6 +25,7 @@ from faithdiff_jax.models.parts import Networks, numbered, unflatten
 from faithdiff_jax.sharding import batch_constraint, parameter_sharding
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.lora import merge_adapters
+from faithdiff_jax.training.losses import mean_error, picture_loss
 from faithdiff_jax.training.optimizer import (
     Flat,
     all_groups,
@@ -34,6 +35,7 @@ from faithdiff_jax.training.optimizer import (
     update_average,
 )
 
+GUIDANCE_KEY = 0x77656967  # far from the numbers that a step's other keys have
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
 
@@ -46,11 +48,23 @@ class Draws:
         timesteps: (b,) int32, even over 0..train_steps - 1.
         noise: (b, h, w, c), standard normal plus the noise offset: added to the latents, and to be predicted.
         vae_noise: (b, h, w, c), standard normal: which sample of the VAE's latent distribution is taken.
+        guidance: (b,), the weight that each sample feeds to the UNet; None for a UNet that is fed none.
     """
 
     timesteps: Int[Array, " b"]
     noise: Float[Array, "b h w c"]
     vae_noise: Float[Array, "b h w c"]
+    guidance: Float32[Array, " b"] | None = None
+
+
+def row_keys(seed: int, step: Int[Array, ""] | int, rows: Int[Array, " b"]) -> Key[Array, " b"]:
+    """One random key for each sample, by its row in the global batch."""
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row))(rows)
+
+
+def guidance_keys(seed: int, step: Int[Array, ""] | int, rows: Int[Array, " b"]) -> Key[Array, " b"]:
+    """As `row_keys`, for what guidance is drawn with."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, GUIDANCE_KEY))(row_keys(seed, step, rows))
 
 
 def draw(
@@ -63,8 +77,7 @@ def draw(
 ) -> Draws:
     """Draw for the samples in the given rows of the global batch; `shape` is a latent's (h, w, c)."""
 
-    def one(row: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row)
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         for_timestep, for_noise, for_offset, for_vae = jax.random.split(key, 4)
         offset = noise_offset * jax.random.normal(for_offset, (1, 1, shape[-1]))
         return (
@@ -73,7 +86,7 @@ def draw(
             jax.random.normal(for_vae, shape),
         )
 
-    return Draws(*jax.vmap(one)(rows))
+    return Draws(*jax.vmap(one)(row_keys(seed, step, rows)))
 
 
 class TrainStep:
@@ -89,6 +102,7 @@ class TrainStep:
         self.config, self.model, self.labels, self.mesh = config, model, dict(labels), mesh
         self.dtype = jnp.dtype(config.dtype)
         self.networks = Networks(model, self.dtype)
+        self.pictures = picture_loss(config)
         self.optimizer = make_optimizer(config, labels)
         self._constrain = batch_constraint(mesh)
         self.run = jax.jit(self.update, donate_argnums=0)
@@ -134,17 +148,29 @@ class TrainStep:
             vae = self.networks.vae(params["vae"])
             moments = vae.moments(batch["hq"].astype(self.dtype))
             latents = jax.lax.stop_gradient(vae.sample(moments, draws.vae_noise))
-            names = numbered("text_encoder", len(self.model.text_encoders))
-            token_ids = [batch[f"token_ids_{i}"] for i in range(len(names))]
-            context, pooled = self.networks.encode_text([params[name] for name in names], token_ids)
+            context, pooled = self.encode_text(params, batch)
             features = self.networks.lq_encoder(params["lq_encoder"])(batch["lq"].astype(self.dtype))
             forward = self.model.schedule, latents, draws.noise, draws.timesteps
             noisy = schedule.add_noise(*forward)
             denoiser = self.networks.denoiser({"unet": params["unet"], "alignment": params["alignment"]})
-            predicted = denoiser(noisy, draws.timesteps, features, context, pooled, batch["time_ids"])
-        error = predicted.astype(jnp.float32) - schedule.target(*forward)
-        each = jnp.mean(jnp.abs(error) if self.config.loss == "l1" else error**2, axis=(1, 2, 3))
+            texts = context, pooled, batch["time_ids"]
+            predicted = denoiser(noisy, draws.timesteps, features, *texts, draws.guidance).astype(jnp.float32)
+            losses = self.config.losses
+            each = losses.latent * mean_error(self.config.loss, predicted, schedule.target(*forward))
+            if self.pictures is not None:
+                clean = schedule.to_clean(self.model.schedule, predicted, noisy, draws.timesteps)
+                wanted = None
+                if losses.guidance is not None and draws.guidance is not None:
+                    wanted = jnp.equal(draws.guidance, losses.guidance[1])
+                each += self.pictures(vae.decode(clean.astype(self.dtype)), batch["hq"], wanted)
         return jnp.mean(each), each
+
+    def encode_text(self, params: Mapping[Any, Any], batch: Batch) -> tuple[Float[Array, "b m d"], Float[Array, "b p"]]:
+        """Context and pooled text of a batch's token ids; `params` by part."""
+        names = numbered("text_encoder", len(self.model.text_encoders))
+        return self.networks.encode_text(
+            [params[name] for name in names], [batch[f"token_ids_{i}"] for i in range(len(names))]
+        )
 
     def gradients(
         self, trained: Flat, frozen: Flat, batch: Batch, step: jax.Array
@@ -223,6 +249,10 @@ class TrainStep:
         shape = (height, width, self.model.vae.latent_channels)
         settings = self.config.seed, self.model.schedule.train_steps, self.config.noise_offset
         drawn = draw(settings[0], step, part["row"], shape, *settings[1:])
+        if self.config.losses.guidance is not None:
+            low, high = self.config.losses.guidance
+            picked = jax.vmap(jax.random.bernoulli)(guidance_keys(settings[0], step, part["row"]))
+            drawn = dataclasses.replace(drawn, guidance=jnp.where(picked, high, low).astype(jnp.float32))
         names = [field.name for field in dataclasses.fields(Draws)]
         return dataclasses.replace(drawn, **{name: part[name] for name in names if name in part})
 

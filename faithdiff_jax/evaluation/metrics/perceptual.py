@@ -22,6 +22,7 @@ PIXELS_AT_ONCE = {"cpu": 1, "gpu": 16 * 512 * 512, "tpu": 16 * 512 * 512}
 """Of pairs computed together, by backend: a CPU gains nothing from more than one pair."""
 
 Pictures = UInt8[Array, "b h w 3"]
+Images = Float[Array, "b h w 3"]
 Compare = Callable[[Pictures, Pictures], Float[Array, " b"]]
 
 
@@ -33,8 +34,18 @@ def lpips(net: str) -> Callable[[Sequence[Picture], Sequence[Picture]], list[flo
 
     Source: Zhang et al. 2018, "The unreasonable effectiveness of deep features as a perceptual metric", equation 1.
     """
+    distance = lpips_distance(net)
+    return functools.partial(_in_batches, jax.jit(lambda ours, theirs: distance(_signed(ours), _signed(theirs))))
+
+
+def lpips_distance(net: str) -> Callable[[Images, Images], Float[Array, " b"]]:
+    """LPIPS 0.1 as a differentiable function of pictures (b, H, W, 3) in [-1, 1] and their references.
+
+    Raises:
+        Unavailable: the weights are not installed.
+    """
     convolutions, heads = jax.tree.map(jnp.asarray, tuple(backbone(net)))
-    return functools.partial(_in_batches, functools.partial(_lpips, net, convolutions, heads))
+    return functools.partial(_lpips, net, convolutions, heads)
 
 
 def dists() -> Callable[[Sequence[Picture], Sequence[Picture]], list[float]]:
@@ -54,14 +65,17 @@ def dists() -> Callable[[Sequence[Picture], Sequence[Picture]], list[float]]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _lpips(
-    net: str, convolutions: list[Convolution], heads: list[Float[Array, " _"]], restored: Pictures, reference: Pictures
+    net: str, convolutions: list[Convolution], heads: list[Float[Array, " _"]], restored: Images, reference: Images
 ) -> Float[Array, " b"]:
-    x = _normalised(jnp.concatenate([restored, reference]) / 127.5 - 1, LPIPS_SHIFT, LPIPS_SCALE)
+    x = _normalised(jnp.concatenate([restored, reference]), LPIPS_SHIFT, LPIPS_SCALE)
     pool = functools.partial(max_pool, side=2)
     features = alexnet(convolutions, x) if net == "alex" else vgg16(convolutions, x, pool)
     distance = jnp.zeros(len(restored))
     for layer, head in zip(features, heads, strict=True):
-        unit = layer / (jnp.sqrt(jnp.sum(layer * layer, -1, keepdims=True)) + 1e-10)
+        squares = jnp.sum(layer * layer, -1, keepdims=True)
+        # The root's slope at zero is infinite, and as a loss this would be NaN where no channel is active.
+        length = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+        unit = layer / (length + 1e-10)
         ours, theirs = jnp.split(unit, 2)
         distance += jnp.mean(jnp.sum(jnp.square(ours - theirs) * head[None, None, None], -1), (1, 2))
     return distance
@@ -88,6 +102,11 @@ def _similarities(layer: Float[Array, "b2 h w c"]) -> tuple[Float[Array, "b c"],
     variances, covariance = (x * x + y * y).mean((1, 2)), (x * y).mean((1, 2))
     texture = (2 * mean_x * mean_y + 1e-6) / (mean_x**2 + mean_y**2 + 1e-6)
     return texture, (2 * covariance + 1e-6) / (variances + 1e-6)
+
+
+def _signed(pictures: Pictures) -> Images:
+    """0..255 -> [-1, 1]."""
+    return pictures / 127.5 - 1
 
 
 def _normalised(
