@@ -1,10 +1,12 @@
 """How well the small model restores photographs that it has not seen, stage by stage and beside bicubic.
 
     python benchmarks/small_model.py                                                 # the model that comes along
+    python benchmarks/small_model.py --presets faithful detailed
     python benchmarks/small_model.py --models work/base work/stage1 work/stage2 --crop 256
 
 The middle of each held-out photograph is degraded at levels I, II and III with fixed seeds, a quarter of the size, and
-restored with each model's own defaults; figures are means over photographs and seeds.
+restored with each model's own defaults or presets; figures are means over photographs and seeds. LPIPS needs the extra
+`evaluate`.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from faithdiff_jax.evaluation.tables import Line, Summary, markdown
 from faithdiff_jax.files.captions import trim_caption
 
 SCALE = 4
-METRICS = ("psnr", "ssim", "gmsd", "sharpness")
+METRICS = ("psnr", "ssim", "lpips", "gmsd", "sharpness")
 PROTOCOL = Protocol(name="rgb", metrics=METRICS, ssim="rgb")
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
@@ -72,9 +74,14 @@ def bicubic(low: np.ndarray, caption: str) -> np.ndarray:
     return np.array(Image.fromarray(low).resize((SCALE * width, SCALE * height), Image.Resampling.BICUBIC))
 
 
-def restorer(path: pathlib.Path, **options):
+def restorers(path: pathlib.Path, presets: Sequence[str], **options) -> dict[str, Restore]:
+    """A model under each of the presets, or with its defaults where there are none named."""
     model = FaithDiff.load(path)
-    return lambda low, caption: model.restore(low, caption, **options)
+    chosen = {f"{path.name}, {name}": model.preset(name) for name in presets} or {path.name: model.defaults}
+    return {
+        name: lambda low, caption, start=start: model.restore(low, caption, start, **options)
+        for name, start in chosen.items()
+    }
 
 
 def main() -> None:
@@ -82,6 +89,7 @@ def main() -> None:
     parser.add_argument("--photos", type=pathlib.Path, default=EXAMPLES / "originals")
     parser.add_argument("--captions", type=pathlib.Path, help="folder; without, no captions are used")
     parser.add_argument("--models", type=pathlib.Path, nargs="+", default=[SMALL_MODEL])
+    parser.add_argument("--presets", nargs="*", default=[], help="of the models, instead of their defaults")
     parser.add_argument("--levels", nargs="*", choices=list(LEVELS), default=list(LEVELS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--crop", type=int, default=512)
@@ -92,11 +100,13 @@ def main() -> None:
     options = parser.parse_args()
     given = {name: getattr(options, name) for name in ("steps", "guidance", "color_fix", "wavelet_levels")}
     replaced = {"scale": SCALE} | {name: value for name, value in given.items() if value is not None}
-    restorers = {"bicubic": bicubic} | {path.name: restorer(path, **replaced) for path in options.models}
+    methods = {"bicubic": bicubic}
+    for path in options.models:
+        methods |= restorers(path, options.presets, **replaced)
     lines = []
     for level in options.levels:
         pictures = cases(options.photos, options.captions, level, options.crop, options.seeds)
-        lines += [evaluated(level, name, restore, pictures) for name, restore in restorers.items()]
+        lines += [evaluated(level, name, restore, pictures) for name, restore in methods.items()]
     print(markdown(Summary(METRICS, lines)))
 
 

@@ -42,7 +42,9 @@ def expected_crops(picture, time_ids, size):
 
 
 def upscalings(lq, size):
-    return [np.asarray(Image.fromarray(np.ascontiguousarray(lq)).resize((size, size), mode)) for mode in UPSCALING]
+    return [
+        np.asarray(Image.fromarray(np.ascontiguousarray(lq)).resize((size, size), mode)) for mode in UPSCALING.values()
+    ]
 
 
 def test_of_several_crops_the_one_with_most_edges_is_taken(rng):
@@ -54,6 +56,14 @@ def test_of_several_crops_the_one_with_most_edges_is_taken(rng):
         for crops in (1, 8)
     }
     assert min(tops[8]) >= 24 > min(tops[1])
+
+
+def test_only_the_filters_named_enlarge(rng):
+    hq, lq = coordinates(16, 16), coordinates(4, 4) * np.uint8(37)
+    record = Record(name="x", hq=encode(hq), lq=(encode(lq),))
+    config = dataclasses.replace(CUT, flip=False, upscaling=("bicubic",))
+    expected = upscalings(lq, 16)[2]
+    assert all(np.array_equal(make_sample(record, rng, config).lq, expected) for _ in range(20))
 
 
 def test_levels_are_drawn_by_their_shares(rng, monkeypatch):
@@ -82,6 +92,8 @@ def test_levels_are_drawn_by_their_shares(rng, monkeypatch):
         ({"levels": {"I": -0.5}}, "must be shares from 0 to 1"),
         ({"levels": {"I": math.nan}}, "must be shares from 0 to 1"),
         ({"crops": 0}, "crops is 0"),
+        ({"upscaling": ()}, "must be one or more of nearest, bilinear, bicubic"),
+        ({"upscaling": ("lanczos",)}, "must be one or more of nearest, bilinear, bicubic"),
     ],
 )
 def test_samples_that_cannot_be(changes, message):

@@ -3,7 +3,7 @@
     python examples/tiny/train_small_model.py --work small_model_runs --output small_model
 
 photographs -> autoencoder -> base (UNet and text encoders) -> stage 1 (aligner) -> stage 2 (all three) and its end
--> float16
+-> the same with losses in pictures, twice -> float16
 
 Each stage is a command of its own, printed before it runs; what is done already is not done again, and a stage that was
 stopped goes on. `--quick` takes a few steps of each, to try the chain.
@@ -24,7 +24,7 @@ from faithdiff_jax.weights.model_directory import ModelDirectory
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 DEFAULTS = {"scale": 4.0, "guidance": 1.0, "multiple": 8, "color_fix": "wavelet", "wavelet_levels": 2}
-STAGES = ("base", "stage1", "stage2", "finish")
+STAGES = ("base", "stage1", "stage2", "finish", "sharpen", "polish")
 QUICK = {"autoencoder": ["steps=3", "warmup=1"], "stage": ["steps=3", "optimizer.warmup=1"]}
 
 

@@ -117,7 +117,7 @@ def sample_pairs(
         rng = np.random.default_rng((seed, place))
         parameters = draw(rng, image.shape, config)
         lq = apply(image, parameters)
-        enlarge = UPSCALING[rng.integers(len(UPSCALING))]
+        enlarge = list(UPSCALING.values())[rng.integers(len(UPSCALING))]
         enlarged = np.asarray(Image.fromarray(lq).resize((crop, crop), enlarge))
         label = f"LQ {lq.shape[1]}x{lq.shape[0]}, enlarged {enlarge.name.lower()}"
         pairs.append(Pair(image, enlarged, name, label, describe(parameters), caption))

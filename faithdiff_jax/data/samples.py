@@ -24,7 +24,11 @@ from faithdiff_jax.data.sources import PAIR_SCALE, Record, check_pair_size
 from faithdiff_jax.errors import InputError, shown
 from faithdiff_jax.files.captions import trim_caption
 
-UPSCALING = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+UPSCALING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 LARGEST_CROP = 8192
 
 
@@ -36,7 +40,8 @@ class SampleConfig:
     mirrors half of the pictures left to right; `caption_dropout` is the share of captions replaced by "". Of `crops`
     random crops of a photograph, the one with the largest gradients is taken; pairs are cropped once, as published.
     `levels` are the shares of photographs degraded at a named level (`degradation.presets.LEVELS`) instead of as
-    `degradation` says.
+    `degradation` says. `upscaling` are the filters of which one, by lot, enlarges the LQ picture again: all three as
+    published, though restoring uses bicubic alone.
     """
 
     crop: int = 512
@@ -45,6 +50,7 @@ class SampleConfig:
     caption_dropout: float = 0.2
     degradation: DegradationConfig = DegradationConfig()
     levels: Mapping[str, float] = field(default_factory=dict)
+    upscaling: tuple[str, ...] = tuple(UPSCALING)
 
     def __post_init__(self) -> None:
         if not is_whole(self.crop) or self.crop > LARGEST_CROP:
@@ -54,6 +60,8 @@ class SampleConfig:
                 raise InputError(f"crop is {self.crop}: must be a positive multiple of the scale {scale}")
         check_probability(self, "caption_dropout")
         check_ranges(self, crops=Range(1, 64, whole=True))
+        if not self.upscaling or any(name not in UPSCALING for name in self.upscaling):
+            raise InputError(f"upscaling is {shown(self.upscaling)}: must be one or more of {', '.join(UPSCALING)}")
         unknown = [name for name in self.levels if name not in LEVELS]
         if unknown:
             raise InputError(f"levels has {shown(unknown[0])}: must be of {', '.join(LEVELS)}")
@@ -99,7 +107,7 @@ def make_sample(
         lq = degrade(hq, rng, _degradation(config, rng))
     else:
         hq, lq, top, left = _crop_pair(hq, lq, config.crop, rng)
-    enlarge = UPSCALING[rng.integers(len(UPSCALING))]
+    enlarge = UPSCALING[config.upscaling[rng.integers(len(config.upscaling))]]
     lq = np.asarray(Image.fromarray(lq).resize((config.crop, config.crop), enlarge))
 
     caption = "" if rng.random() < config.caption_dropout else trim_caption(record.caption)
