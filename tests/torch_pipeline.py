@@ -60,7 +60,8 @@ def denoise(
     factor=8,
     scheduler=None,
 ):
-    """`texts` is [(negative context, pooled), (context, pooled)], or the latter alone without guidance.
+    """`texts` is [(negative context, pooled), (context, pooled)], or the latter alone without guidance; or it is a
+    function that is called before each step and gives that step's.
 
     The scheduler is Euler's unless another is given; one that remembers earlier steps, for a single tile.
     """
@@ -72,6 +73,7 @@ def denoise(
     corners, height, width = grid(*latents.shape[2:], tile, overlap)
     weights = tile_weights(height, width)
     for step, t in enumerate(scheduler.timesteps):
+        sides = texts(step) if callable(texts) else texts
         total, count = torch.zeros_like(latents, dtype=torch.float64), torch.zeros(latents.shape[2:]).double()
         for top, left in corners:
             here = (..., slice(top, top + height), slice(left, left + width))
@@ -81,10 +83,10 @@ def denoise(
             ids = torch.tensor([[*image_size, top, left, tile * factor, tile * factor]], dtype=torch.float32)
             predictions = [
                 predict_noise(x, t[None], features[here], context, pooled, None if pooled is None else ids)
-                for context, pooled in texts
+                for context, pooled in sides
             ]
             predicted = predictions[-1]
-            if guidance > 1:
+            if len(predictions) > 1:
                 predicted = predictions[0] + guidance * (predictions[1] - predictions[0])
                 if rescale > 0:
                     axes = (1, 2, 3)

@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Restore every picture that has no output yet; bad ones are listed at the end; the exit code is the worst."""
     _check_companions(arguments)
     options, stored = _options(arguments)
+    if arguments.attribute:
+        options.check_attribution()
     mesh = _mesh(arguments.mesh)
     _check_words(arguments, stored)
     jobs = plan_jobs(arguments.input, arguments.output, arguments.format, arguments.attribute)

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from faithdiff_jax.diffusion import samplers, schedule
 from faithdiff_jax.diffusion.sampler import Sampler
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.inference.evaluations import Evaluation, plan_evaluations
 from faithdiff_jax.inference.grid import Corners, latent_grid
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.config import FaithDiffConfig
@@ -47,6 +48,10 @@ class SamplingPlan:
     """Height and width of every tile, in latent pixels."""
     tile_batch: int
     """Tiles that go through the UNet together."""
+    evaluations: tuple[Evaluation, ...]
+    """Of each step."""
+    deepcache_levels: int = 0
+    """The finest levels of the UNet, which every step evaluates; 0 if every step evaluates all."""
 
 
 def make_sampler(options: RestoreOptions, schedule: schedule.ScheduleConfig) -> Sampler:
@@ -64,6 +69,8 @@ def plan_sampling(options: RestoreOptions, schedule: schedule.ScheduleConfig, he
         corners=corners,
         tile=(min(options.tile, height), min(options.tile, width)),
         tile_batch=min(options.tile_batch, len(corners)),
+        evaluations=plan_evaluations(options),
+        deepcache_levels=options.deepcache_levels if options.deepcache_interval > 1 else 0,
     )
 
 
@@ -182,7 +189,7 @@ def plan_and_complete(
             f"step_noise is None: sampler {options.sampler!r} needs (steps, B, h, w, c) standard normal noise"
         )
     # A UNet that is fed the weight guides by itself.
-    guided = options.guidance > 1 and config.unet.guidance_dim is None
+    guided = any(each.guided for each in plan.evaluations) and config.unet.guidance_dim is None
     negative = inputs.negative if guided else None
     if guided and negative is None:
         raise InputError(f"guidance is {options.guidance}: above 1 it needs negative_context and negative_pooled")

@@ -109,6 +109,19 @@ class RestoreOptions:
     steps: int = option(20, "denoising steps", within=Range(1, MOST_STEPS))
     guidance: float = option(5.0, "weight of the caption; 1 or less for none", within=Range(0, 100))
     guidance_rescale: float = option(0.0, "against overexposure at high guidance", within=Range(0, 1))
+    guidance_start: float = option(0.0, "part of the steps before which there is no guidance", within=Range(0, 1))
+    guidance_end: float = option(1.0, "part of the steps after which there is no guidance", within=Range(0, 1))
+    deepcache_interval: int = option(
+        1, "evaluate the UNet's deep levels at every Nth step only (DeepCache); 1 for every step", within=Range(1, 1000)
+    )
+    deepcache_levels: int = option(
+        1, "under DeepCache, the finest levels, which are evaluated at every step", within=Range(1, 10)
+    )
+    tgate_after: float = option(
+        1.0,
+        "part of the steps after which guidance ends and attention to the text is frozen (T-GATE); 1 for never",
+        within=Range(0, 1),
+    )
     seed: int = option(42, "of all noise", within=Range(0, 2**32 - 1))
     sampler: str = option(
         "euler", "deterministic (euler; in fewer steps dpmpp_2m, unipc) or ancestral (ddpm)", among=SAMPLERS
@@ -163,6 +176,10 @@ class RestoreOptions:
                 faults.append(f"sigma_spacing is {self.sigma_spacing!r}: must be default for sampler ddpm")
             if self.timesteps is not None:
                 faults.append(f"sigma_spacing is {self.sigma_spacing!r}: must be default where timesteps are given")
+        if not faults and self.guidance_start > self.guidance_end:
+            faults.append(
+                f"guidance_end is {self.guidance_end:g}: must be above guidance_start, {self.guidance_start:g}"
+            )
         _refuse(faults)
 
     @property
@@ -186,12 +203,18 @@ class RestoreOptions:
         """Refuse what a model cannot do: an InputError names every option concerned, its value and its range."""
         limit, smallest, factor = config.schedule.train_steps, config.unet.smallest_side, config.vae.factor
         highest = self.timesteps[0] if self.timesteps else 0
+        levels, in_part = len(config.unet.channels), (self.guidance_start, self.guidance_end) != (0, 1)
         # Those of several steps leave room for one more.
         most = limit - 1 if self.sampler in MULTISTEP and config.schedule.spacing == "leading" else limit
         who = "this model" if most == limit else f"this model and sampler {self.sampler}"
         faults = {
             f"steps is {self.steps}: must be between 1 and {most} for {who}": not self.timesteps and self.steps > most,
             f"timesteps is {shown(self.timesteps)}: must be below {limit} for this model": highest >= limit,
+            f"guidance_start is {self.guidance_start:g} and guidance_end {self.guidance_end:g}: must be 0 and 1 for a "
+            "model that guides by itself": in_part and config.unet.guidance_dim is not None,
+            f"deepcache_levels is {self.deepcache_levels}: must be below {levels}, the levels of this model's UNet": (
+                self.deepcache_interval > 1 and self.deepcache_levels >= levels
+            ),
             f"tile is {self.tile} latent pixels: must be at least {smallest} for this model": self.tile < smallest,
             # A quarter of a tile is what neighbours share, in latent pixels too.
             f"vae_tile is {self.vae_tile}: must be a multiple of {4 * factor} for this model": self.vae_tile
@@ -200,6 +223,14 @@ class RestoreOptions:
             % factor,
         }
         _refuse([message for message, wrong in faults.items() if wrong])
+
+    def check_attribution(self) -> None:
+        """InputError if some step leaves attention to the text out, so that nothing can be attributed to words."""
+        needed = "attribution: needs all attention to the text at every step"
+        _refuse(
+            [f"{needed}, deepcache_interval is {self.deepcache_interval}: must be 1"] * (self.deepcache_interval > 1)
+            + [f"{needed}, tgate_after is {self.tgate_after:g}: must be 1"] * (self.tgate_after < 1)
+        )
 
     def padded_size(self, config: "FaithDiffConfig", height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels at which a picture of height x width is restored, before the padding is cut off.

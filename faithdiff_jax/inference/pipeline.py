@@ -277,10 +277,12 @@ class FaithDiff:
             part of a pixel's attention went to each token of the word, 0 to 1: the mean over heads, layers and steps.
 
         Raises:
-            InputError: as for `restore`; or no words, or one that the caption does not have.
+            InputError: as for `restore`; no words, or one that the caption does not have; or options under which not
+                every step attends to the text.
         """
         weights = word_weights(self.tokenizers, caption, words)
         options = (options or self.defaults).replace(**replacements)
+        options.check_attribution()
         restored, maps = self._restore(image, caption, options, noise, words=weights)
         large = enlarged(np.asarray(maps)[0], self.config.vae.factor, *restored.shape[:2])
         return restored, dict(zip(words, large, strict=True))

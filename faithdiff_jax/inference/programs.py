@@ -17,8 +17,9 @@ from jaxtyping import Array
 from faithdiff_jax.diffusion import schedule
 from faithdiff_jax.diffusion.sampler import Carry
 from faithdiff_jax.inference.color import fix_color
-from faithdiff_jax.inference.denoise import Prepared, advance, begin, denoise, denoise_and_attribute
+from faithdiff_jax.inference.denoise import advance, begin, denoise, denoise_and_attribute
 from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan
+from faithdiff_jax.inference.prepared import Prepared
 from faithdiff_jax.inference.progress import long_task
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Networks, Params

@@ -6,7 +6,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Real
 
 from faithdiff_jax.models.alignment import AlignmentConfig, make_alignment
-from faithdiff_jax.models.attribution import Maps, Words
+from faithdiff_jax.models.attribution import Words
+from faithdiff_jax.models.reuse import NOTHING, Evaluated, Reuse, TextSources
 from faithdiff_jax.models.unet import TextKeysValues, UNet, UNetConfig
 from faithdiff_jax.models.vae import EncoderConfig, feature_channels, make_lq_encoder
 
@@ -51,22 +52,23 @@ class Denoiser(nnx.Module):
         Returns:
             (k * B, h, w, c).
         """
-        return self.attribute(latents, embedding, condition, text, None, group=group)[0]
+        return self.evaluate(latents, embedding, condition, text, group=group).noise
 
-    def attribute(
+    def evaluate(
         self,
         latents: Float[Array, "b h w c"],
         embedding: Float[Array, "kb e"],
         condition: Float[Array, "b h w d"],
-        text: TextKeysValues,
-        words: Words | None,
+        text: TextSources,
+        words: Words | None = None,
+        reuse: Reuse = NOTHING,
         *,
         group: int | None = None,
-    ) -> tuple[Float[Array, "kb h w o"], Maps | None]:
-        """`denoise`, and the maps (n, h, w, W) of the words (n, M, W) in the last n texts: `UNet.attribute`."""
+    ) -> Evaluated:
+        """`denoise`, the maps (n, h, w, W) of the words (n, M, W) in the last n texts, and more: `UNet.evaluate`."""
         hidden = self.alignment(self.unet.conv_in(latents), condition, group=group)
         texts = embedding.shape[0] // latents.shape[0]
-        return self.unet.attribute(jnp.tile(hidden, (texts, 1, 1, 1)), embedding, text, words)
+        return self.unet.evaluate(jnp.tile(hidden, (texts, 1, 1, 1)), embedding, text, words, reuse)
 
     def __call__(
         self,

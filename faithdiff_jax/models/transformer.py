@@ -10,9 +10,7 @@ from jaxtyping import Array, Float, Float32
 from faithdiff_jax.models.attention import attention
 from faithdiff_jax.models.attribution import Maps, Shares, Words, shares
 from faithdiff_jax.models.layers import Layers, run_block, scan_stack
-
-KeysValues = tuple[Float[Array, "*layers b m heads d"], Float[Array, "*layers b m heads d"]]
-"""Of one attention, or of every block of a stack."""
+from faithdiff_jax.models.reuse import Attended, KeysValues, TextSource
 
 
 class FeedForward(nnx.Module):
@@ -68,20 +66,28 @@ class TransformerBlock(nnx.Module):
         self.norm3 = make.layer_norm(dim, epsilon=1e-5)
         self.ff = FeedForward(dim, make=make)
 
-    def __call__(self, tokens: Float[Array, "b n c"], text: KeysValues) -> Float[Array, "b n c"]:
+    def __call__(self, tokens: Float[Array, "b n c"], text: TextSource) -> Float[Array, "b n c"]:
         """(B, N, dim) and the text's keys and values -> (B, N, dim)."""
-        return self.attribute(tokens, text, None)[0]
+        return self.evaluate(tokens, text, None)[0]
 
-    def attribute(
-        self, tokens: Float[Array, "b n c"], text: KeysValues, words: Words | None
-    ) -> tuple[Float[Array, "b n c"], Shares | None]:
-        """The same, and the `shares` (n, N, W) of the words (n, M, W) in the last n of the batch; None for none."""
+    def evaluate(
+        self, tokens: Float[Array, "b n c"], text: TextSource, words: Words | None
+    ) -> tuple[Float[Array, "b n c"], Shares | None, Attended]:
+        """The same; the `shares` (n, N, W) of words (n, M, W) in the last n of the batch; and what the text gave.
+
+        In the place of keys and values, `text` may be what it gave at an earlier evaluation.
+        """
         normed = self.norm1(tokens)
         tokens = tokens + self.attn1(normed, self.attn1.keys_values(normed))
-        normed = self.norm2(tokens)
-        found = None if words is None else self.attn2.shares(normed[-len(words) :], text[0][-len(words) :], words)
-        tokens = tokens + self.attn2(normed, text)
-        return tokens + self.ff(self.norm3(tokens)), found
+        found = None
+        if isinstance(text, tuple):
+            normed = self.norm2(tokens)
+            found = None if words is None else self.attn2.shares(normed[-len(words) :], text[0][-len(words) :], words)
+            attended = self.attn2(normed, text)
+        else:
+            attended = text
+        tokens = tokens + attended
+        return tokens + self.ff(self.norm3(tokens)), found, attended
 
 
 class SpatialTransformer(nnx.Module):
@@ -99,23 +105,33 @@ class SpatialTransformer(nnx.Module):
         projected: KeysValues = jax.lax.map(lambda layer: nnx.merge(graph, layer).keys_values(context), layers)
         return projected
 
-    def __call__(self, x: Float[Array, "b h w c"], text: KeysValues) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], text: TextSource) -> Float[Array, "b h w c"]:
         """(B, H, W, dim) and the pair from `project_text` -> (B, H, W, dim)."""
-        return self.attribute(x, text, None)[0]
+        return self.evaluate(x, text, None)[0]
 
-    def attribute(
-        self, x: Float[Array, "b h w c"], text: KeysValues, words: Words | None
-    ) -> tuple[Float[Array, "b h w c"], Maps | None]:
-        """The same, and the `shares` of the words (n, M, W), summed over the blocks, as maps (n, H, W, W')."""
+    def evaluate(
+        self, x: Float[Array, "b h w c"], text: TextSource, words: Words | None, *, keep_attended: bool = False
+    ) -> tuple[Float[Array, "b h w c"], Maps | None, Attended | None]:
+        """The same; the `shares` of the words (n, M, W), summed over the blocks, as maps (n, H, W, W'); what text gave.
+
+        The last is (depth, B, H * W, dim), None unless it is to be kept. It may be `text` at a later evaluation.
+        """
         tokens = self.proj_in(run_block(self.norm, x).reshape(x.shape[0], -1, x.shape[-1]))
-        total = None
+        total = kept = None
         if words is not None:
             total = jnp.zeros((len(words), tokens.shape[1], words.shape[-1]), jnp.float32)
+        depth = jax.tree.leaves(text)[0].shape[0]
+        if keep_attended:
+            kept = jnp.zeros((depth, *tokens.shape), tokens.dtype)
 
-        def run(block: TransformerBlock, carry: tuple[Array, Any], layer: KeysValues) -> tuple[Array, Any]:
-            tokens, found = block.attribute(carry[0], layer, words)
-            return tokens, jax.tree.map(jnp.add, carry[1], found)
+        def run(block: TransformerBlock, carry: tuple[Array, Any, Any], layer: tuple[Any, Any]) -> tuple[Any, ...]:
+            (tokens, total, kept), (text, number) = carry, layer
+            tokens, found, attended = block.evaluate(tokens, text, words)
+            if kept is not None:
+                kept = kept.at[number].set(attended)
+            return tokens, jax.tree.map(jnp.add, total, found), kept
 
-        tokens, total = scan_stack(self.blocks, (tokens, total), run, text)
+        numbers = jnp.arange(depth) if keep_attended else None
+        tokens, total, kept = scan_stack(self.blocks, (tokens, total, kept), run, (text, numbers))
         maps = None if total is None else total.reshape(len(total), *x.shape[1:3], -1)
-        return x + self.proj_out(tokens).reshape(x.shape), maps
+        return x + self.proj_out(tokens).reshape(x.shape), maps, kept

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Float32, Real
 from faithdiff_jax.models.attribution import Maps, Words, mean_map
 from faithdiff_jax.models.blocks import Downsample, ResnetBlock, Upsample
 from faithdiff_jax.models.layers import Layers, run_block
+from faithdiff_jax.models.reuse import NOTHING, Attended, Evaluated, Reuse, TextSource, TextSources
 from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_levels, check_sizes
 from faithdiff_jax.models.transformer import SpatialTransformer
 
@@ -240,62 +241,81 @@ class UNet(nnx.Module):
         Returns:
             (B, h, w, out_channels), the predicted noise.
         """
-        return self.attribute(hidden, embedding, text, None)[0]
+        return self.evaluate(hidden, embedding, text).noise
 
-    def attribute(
+    def evaluate(
         self,
         hidden: Float[Array, "b h w c"],
         embedding: Float[Array, "b e"],
-        text: TextKeysValues,
-        words: Words | None,
-    ) -> tuple[Float[Array, "b h w o"], Maps | None]:
-        """`from_hidden`, and which pixels look at which words (see `attribution`).
+        text: TextSources,
+        words: Words | None = None,
+        reuse: Reuse = NOTHING,
+    ) -> Evaluated:
+        """`from_hidden`, which pixels look at which words (see `attribution`), and what later evaluations may reuse.
 
         Args:
             hidden: as for `from_hidden`, like `embedding` and `text`.
             embedding: (B, embedding_dim).
-            text: what `project_text` returned.
+            text: what `project_text` returned, or `Evaluated.attended` of an earlier evaluation.
             words: (n, M, W), the weight of each text token in each word, for the last n of the batch; None for none.
+            reuse: what is left out because an earlier evaluation has it.
 
         Returns:
-            (B, h, w, out_channels), the predicted noise; and (n, h, w, W), the mean over all heads of the transformers
+            The predicted noise (B, h, w, out_channels); maps (n, h, w, W), the mean over all heads of the transformers
             on the way down and up, or None: then the program is that of `from_hidden`.
         """
-        texts = iter(text)
+        texts = self._of_levels(text)
         embedding = embedding.astype(hidden.dtype)
         _, height, width, _ = hidden.shape
         skips = [hidden]
         found: list[Maps] = []  # of each transformer outside the middle
+        attended: list[Attended] = []
 
-        def transform(transformer: SpatialTransformer, hidden: Array) -> Array:
-            hidden, maps = transformer.attribute(hidden, next(texts), words)
+        def transform(transformer: SpatialTransformer, hidden: Array, text: TextSource) -> Array:
+            hidden, maps, kept = transformer.evaluate(hidden, text, words, keep_attended=reuse.keep_attended)
             found.extend(() if maps is None else [maps])
+            attended.extend(() if kept is None else [kept])
             return hidden
 
-        for level in self.down_blocks:
+        levels = len(self.down_blocks)
+        evaluated = levels if reuse.deep is None else reuse.levels
+        for number, level in enumerate(list(self.down_blocks)[:evaluated]):
             for i, resnet in enumerate(level.resnets):
                 hidden = run_block(resnet, hidden, embedding)
                 if level.attentions:
-                    hidden = transform(level.attentions[i], hidden)
+                    hidden = transform(level.attentions[i], hidden, texts[number][i])
                 skips.append(hidden)
-            if level.resample is not None:
+            if level.resample is not None and number + 1 < evaluated:
                 hidden = level.resample(hidden)
                 skips.append(hidden)
 
-        before, after = self.mid_block.resnets
-        hidden = run_block(before, hidden, embedding)
-        hidden = self.mid_block.attentions[0](hidden, next(texts))
-        hidden = run_block(after, hidden, embedding)
+        if evaluated == levels:
+            before, after = self.mid_block.resnets
+            hidden = run_block(before, hidden, embedding)
+            transformer, source = self.mid_block.attentions[0], texts[levels][0]
+            hidden, _, kept = transformer.evaluate(hidden, source, None, keep_attended=reuse.keep_attended)
+            attended.extend(() if kept is None else [kept])
+            hidden = run_block(after, hidden, embedding)
 
-        for level in self.up_blocks:
+        deep = reuse.deep
+        for number, level in list(enumerate(self.up_blocks))[levels - evaluated :]:
+            if reuse.levels == levels - number:  # from here on the finest levels
+                hidden = deep = hidden if deep is None else deep.astype(hidden.dtype)
             for i, resnet in enumerate(level.resnets):
                 hidden = run_block(resnet, jnp.concatenate([hidden, skips.pop()], axis=-1), embedding)
                 if level.attentions:
-                    hidden = transform(level.attentions[i], hidden)
+                    hidden = transform(level.attentions[i], hidden, texts[levels + 1 + number][i])
             if level.resample is not None:
                 hidden = level.resample(hidden, skips[-1].shape[1:3])
         noise = self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
-        return noise, None if words is None else mean_map(found, self.config.heads_attributed, (height, width))
+        maps = None if words is None else mean_map(found, self.config.heads_attributed, (height, width))
+        return Evaluated(noise, maps, deep, attended)
+
+    def _of_levels(self, text: TextSources) -> list[list[TextSource]]:
+        """What each level's transformers attend to: levels down, the middle, levels up."""
+        texts = iter(text)
+        levels = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        return [[next(texts) for _ in level.attentions] for level in levels]
 
     def __call__(
         self,
