@@ -178,7 +178,7 @@ class RestoreOptions:
                 faults.append(f"sigma_spacing is {self.sigma_spacing!r}: must be default where timesteps are given")
         if not faults and self.guidance_start > self.guidance_end:
             faults.append(
-                f"guidance_end is {self.guidance_end:g}: must be above guidance_start, {self.guidance_start:g}"
+                f"guidance_end is {self.guidance_end:g}: must be at least guidance_start, {self.guidance_start:g}"
             )
         _refuse(faults)
 
