@@ -19,7 +19,7 @@ ALLOWED = {
     "diffusion": {"diffusion"},
     "planning": {"planning", "models", "diffusion", "config"},
     "weights": {"weights", "models", "diffusion", "config", "files"},
-    "inference": {"inference", "models", "diffusion", "weights", "files", "config", "sharding"},
+    "inference": {"inference", "models", "diffusion", "weights", "files", "config", "sharding", "planning"},
     "data": {"data", "files", "config"},
     "evaluation": {"evaluation", "files", "config"},
     "baselines": {"baselines", "inference", "models", "weights", "files", "config", "sharding"},

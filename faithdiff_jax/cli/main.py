@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate": Command("faithdiff_jax.cli.evaluate", "measure restored pictures and write tables"),
     "gallery": Command("faithdiff_jax.cli.gallery", "compare the results of several methods on an HTML page"),
     "ocr": Command("faithdiff_jax.cli.ocr", "count the words that can be read in restored pictures of text"),
+    "plan": Command("faithdiff_jax.cli.plan", "say what a training or a restoration takes of TPUs or GPUs"),
     "autoencoder": Command("faithdiff_jax.cli.autoencoder", "train the autoencoder of a small model from scratch"),
 }
 

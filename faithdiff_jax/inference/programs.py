@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 
 class Program(Generic[Result]):
-    """A jitted function that keeps what it compiled for the last few argument shapes only.
+    """A jitted function that keeps what it compiled for the last few argument shapes only; `function` is it, plain.
 
     Compiled code is large (tens of megabytes for a denoising program) and jit keeps all of it for ever: a folder of
     photographs of all sizes would fill the memory with it.
@@ -57,7 +57,7 @@ class Program(Generic[Result]):
             describe: names the program to people, from its arguments: "the decoder for 512x512 pixels". What has no
                 name compiles without a word.
         """
-        self._function = function
+        self.function = function
         self._kept = kept
         self._static = static
         self._describe = describe
@@ -92,9 +92,9 @@ class Program(Generic[Result]):
     def _jit(self) -> Any:
         # A function of its own each time: jit shares what it compiled between wrappers of one function.
         def fresh(*arguments: Any) -> Result:
-            return self._function(*arguments)
+            return self.function(*arguments)
 
-        fresh.__name__ = self._function.__name__
+        fresh.__name__ = self.function.__name__
         return jax.jit(fresh, static_argnums=self._static)
 
     def _key(self, arguments: tuple[Any, ...]) -> Hashable:
