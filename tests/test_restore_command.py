@@ -17,6 +17,7 @@ from converted import published_and_converted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from training_runs import kept_programs
 
 from faithdiff_jax.cli.command import Parser
 from faithdiff_jax.cli.main import run_command
@@ -56,6 +57,16 @@ def opened(path: pathlib.Path) -> Image.Image:
 
 def infer(*arguments) -> int:
     return main([str(argument) for argument in arguments])
+
+
+def test_programs_are_kept_for_the_next_process(model, photos, tmp_path, monkeypatch):
+    """Those that compile in less than a second too: of a small model, most do."""
+    flags = ["--model", model, "--input", photos / "face.jpg", *QUICK, "--cache", tmp_path / "cache"]
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    with kept_programs(tmp_path / "unused"):  # what is set inside is put back
+        assert infer(*flags, "--output", tmp_path / "restored.png") == 0
+    kept = {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()}
+    assert {"jit_encode_lq", "jit_sample", "jit_decode"} <= kept
 
 
 def test_a_folder_is_restored_and_then_skipped(model, photos, tmp_path, capsys):

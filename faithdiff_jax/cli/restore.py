@@ -287,6 +287,8 @@ def _load_model(stored: "ModelDirectory", arguments: argparse.Namespace, mesh: "
 
     if arguments.cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(arguments.cache).expanduser()))
+        # JAX's own second leaves out most programs of a small model, which a folder of sizes compiles by the dozen.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     dtype = None if arguments.dtype == "auto" else arguments.dtype
     return FaithDiff.load(stored, dtype=dtype, mesh=mesh)
 
