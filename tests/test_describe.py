@@ -103,3 +103,4 @@ def test_flags_of_restore_that_do_not_go_together(photos, tmp_path, capsys, monk
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -268,6 +268,8 @@ def test_command(tmp_path, model_dir, capsys):
     arguments = ["--run", str(run), "--output"]
     assert main([*arguments, str(tmp_path / "a")]) == 0
     assert capsys.readouterr().out == f"step 20, averaged parameters\nwrote {tmp_path / 'a'}\n"
+    (tmp_path / "elsewhere").mkdir()
+    arguments[1] = str(tmp_path / "elsewhere" / ".." / run.relative_to(tmp_path))
     assert main([*arguments, str(tmp_path / "b"), "--no-ema", "--step", "10"]) == 0
     assert capsys.readouterr().out == f"step 10, parameters\nwrote {tmp_path / 'b'}\n"
     assert part_arrays(tmp_path / "a", "alignment").keys() == part_arrays(tmp_path / "b", "alignment").keys()

@@ -7,13 +7,14 @@ maps of words of the caption -> NAME_attribution_WORD.png, if asked for
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,11 +86,11 @@ def run(arguments: argparse.Namespace) -> int:
     if len(jobs) == 1:  # a bad picture need not wait for the model
         image = images_.load_image(todo[0].source).rgb
         options.padded_size(stored.config, *image.shape[:2])
-    arguments.output.mkdir(parents=True, exist_ok=True)
     faults, code = [], DONE
     with log_above_the_bar():
-        made = describe.captions_for([job.source for job in todo], arguments)
-        model = _load_model(stored, arguments, mesh)
+        with _made(arguments.output):
+            made = describe.captions_for([job.source for job in todo], arguments)
+            model = _load_model(stored, arguments, mesh)
         with tqdm(todo, unit="picture", disable=len(todo) == 1) as bar:
             for job in bar:
                 try:
@@ -107,6 +108,20 @@ def run(arguments: argparse.Namespace) -> int:
                     say(f"{job.source} -> {job.target}")
     report_faults(faults, len(todo), "pictures could not be restored")
     return code
+
+
+@contextlib.contextmanager
+def _made(folder: pathlib.Path) -> Iterator[None]:
+    """A folder that is made before work that takes long, and taken away if that fails and it was not there."""
+    there = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with contextlib.suppress(OSError):  # somebody put something in
+                folder.rmdir()
+        raise
 
 
 def _restore_one(

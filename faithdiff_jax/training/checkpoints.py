@@ -46,7 +46,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path | str, config: CheckpointConfig):
-        self.folder = pathlib.Path(folder).absolute()
+        self.folder = pathlib.Path(folder).resolve()
         self._config = config
         self._saving_step: int | None = None
         self._saved_step: int | None = None

@@ -70,7 +70,7 @@ def load_saved(folder: pathlib.Path | str, step: int, names: Iterable[str]) -> I
         InputError: no such checkpoint, or a damaged one.
     """
     specs = saved_specs(folder, step)
-    path = pathlib.Path(folder).absolute() / str(step)
+    path = pathlib.Path(folder).resolve() / str(step)
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in specs.items()}
     for group in groups(names, sizes.__getitem__, GROUP_BYTES):
         # An ndarray asks for one; its values do not matter, so it is one value, repeated.
@@ -110,7 +110,7 @@ def metadata_of(folder: pathlib.Path, step: int) -> dict[str, Any]:
     Raises:
         InputError: no such checkpoint, or a damaged one.
     """
-    path = folder.absolute() / str(step)
+    path = folder.resolve() / str(step)
     if not path.is_dir():
         steps = ", ".join(map(str, saved_steps(folder))) or "none"
         raise InputError(f"{folder}: has no checkpoint of step {step} (there: {steps})")
@@ -125,7 +125,7 @@ def metadata_of(folder: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def _verify(folder: pathlib.Path, step: int) -> None:
-    path = folder.absolute() / str(step)
+    path = folder.resolve() / str(step)
     if not (path / checksums.MANIFEST).is_file():
         if "checksums" in metadata_of(folder, step):
             raise DamagedError(f"{path}: damaged ({checksums.MANIFEST} is missing)")
@@ -185,7 +185,7 @@ def load_state(
 
 def _metadata(folder: pathlib.Path | str, step: int) -> dict[str, Any]:
     """Name -> what Orbax knows of the array."""
-    path = pathlib.Path(folder).absolute() / str(step)
+    path = pathlib.Path(folder).resolve() / str(step)
     metadata_of(pathlib.Path(folder), step)
     with _reading(path):
         _check_files(path / "state")

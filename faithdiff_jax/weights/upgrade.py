@@ -82,7 +82,7 @@ def upgrade(
 def _contents(folder: pathlib.Path) -> Contents:
     """A part's arrays, of which `GROUP_BYTES` (or one) are read at a time."""
     with _reading(folder):
-        leaves = ocp.metadata(folder.absolute()).metadata
+        leaves = ocp.metadata(folder.resolve()).metadata
         if not isinstance(leaves, dict) or not leaves:
             raise ValueError("its metadata is damaged")
         specs: dict[str, Spec] = {path: (np.dtype(leaf.dtype), tuple(leaf.shape)) for path, leaf in leaves.items()}
@@ -91,7 +91,7 @@ def _contents(folder: pathlib.Path) -> Contents:
         for group in groups(specs, lambda path: math.prod(specs[path][1]) * specs[path][0].itemsize, GROUP_BYTES):
             wanted = {path: leaf if path in group else ocp.PLACEHOLDER for path, leaf in leaves.items()}
             with _reading(folder):
-                loaded = ocp.load(folder.absolute(), wanted)
+                loaded = ocp.load(folder.resolve(), wanted)
             for path in group:
                 yield path, loaded.pop(path)
 
