@@ -3,17 +3,22 @@
 import argparse
 import json
 import logging
-from typing import Any
+import os
+import sys
+from typing import Any, NoReturn
 
 from faithdiff_jax.cli import arguments as types
-from faithdiff_jax.cli.command import Parser
+from faithdiff_jax.cli.command import Parser, trace
 from faithdiff_jax.cli.exit_codes import DONE, INTERRUPTED
-from faithdiff_jax.cli.explain import printable
+from faithdiff_jax.cli.explain import explain, printable
 from faithdiff_jax.cli.progress import log_above_the_bar
 from faithdiff_jax.errors import InputError
 
 DESCRIPTION = """Train FaithDiff as a configuration says, starting from a model directory. The run is kept in a
 directory of its own: when it is stopped, the same command resumes it where it was."""
+
+HEARTBEAT_SECONDS = 45
+"""Of several processes, one that was not heard of for so long is gone, and the others end: JAX's own 100 s are dear."""
 
 
 def build_parser() -> Parser:
@@ -74,7 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
     _start_processes(jax, arguments)
     is_main = jax.process_index() == 0
     with log_above_the_bar(logging.INFO if is_main else logging.WARNING):
-        done = train(config, arguments.model, arguments.output, resume=arguments.resume)
+        try:
+            done = train(config, arguments.model, arguments.output, resume=arguments.resume)
+        except Exception as error:
+            if jax.process_count() > 1:
+                _leave_the_others(error)
+            raise
     if done < config.steps:
         if is_main:
             print(f"stopped after step {done} of {config.steps}; the same command resumes the run from there")
@@ -98,12 +108,30 @@ def _check_processes(arguments: argparse.Namespace) -> None:
         raise InputError(f"--process-id {arguments.process_id}: must be below --processes, {arguments.processes}")
 
 
+def _leave_the_others(error: Exception) -> NoReturn:
+    """Say what went wrong and end this process at once: at its usual end it would wait for the others, and they for it.
+
+    They miss its heartbeat, and end too.
+    """
+    trace(error)
+    code, line = explain(error)
+    print(f"error: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _start_processes(jax: Any, arguments: argparse.Namespace) -> None:
     if arguments.coordinator is not None:
-        jax.distributed.initialize(arguments.coordinator, arguments.processes, arguments.process_id)
+        jax.distributed.initialize(
+            arguments.coordinator,
+            arguments.processes,
+            arguments.process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
     elif arguments.distributed:
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
         except (ValueError, KeyError) as error:  # JAX looks for a cluster in the environment
             raise InputError(
                 "--distributed: no cluster found here (a TPU pod, Slurm or Open MPI); give --coordinator, --processes "
