@@ -62,8 +62,8 @@ def ours(options: argparse.Namespace) -> dict:
     from faithdiff_jax.models.parts import part_names
     from faithdiff_jax.training.config import TrainConfig
     from faithdiff_jax.training.groups import assign_groups
-    from faithdiff_jax.training.loop import step_flops
     from faithdiff_jax.training.parameters import model_shapes
+    from faithdiff_jax.training.preparation import step_flops
     from faithdiff_jax.training.step import TrainStep
 
     if options.dtype == "float32":

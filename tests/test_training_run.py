@@ -253,6 +253,21 @@ def test_two_processes(tmp_path, whole, programs, start, capsys):
     assert_equal_losses(run, whole)
 
 
+def test_a_dry_run_does_all_but_the_steps(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train([*place().command(run, STAGE_1), "--dry-run"], devices=1) == 0
+    out = capsys.readouterr().out
+    for found in ("devices: 1 of cpu", "train in 1 groups", "data: the first batch of", "GiB a device", "TFLOP a step"):
+        assert found in out
+    assert out.splitlines()[-1].startswith("nothing was written")
+    assert not run.exists()
+
+
+def test_a_dry_run_finds_what_a_run_would(tmp_path, capsys):
+    assert train([*place().command(tmp_path / "run", {"batch": 3, "mesh": {"data": 2}}), "--dry-run"], devices=2) == 2
+    assert "batch is 3: must be a multiple of" in capsys.readouterr().err
+
+
 def test_stage_1_moves_the_aligner_alone(tmp_path, stage_1):
     export(stage_1, tmp_path / "model")
     aligner = {path for path in model_shapes(MODEL) if path.startswith("alignment.")}

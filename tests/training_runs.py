@@ -200,7 +200,7 @@ def train(arguments: Sequence[object], devices: int = 2, change: Change | None =
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainStep, "__init__", once)
         patch.setattr(faithdiff_jax.sharding, "SMALLEST_SPLIT", SMALLEST_SPLIT)
-        patch.setattr("faithdiff_jax.training.loop.make_mesh", mesh)
+        patch.setattr("faithdiff_jax.training.preparation.make_mesh", mesh)
         patch.setattr(BatchIterator, "__next__", changed)
         return main([str(argument) for argument in arguments])
 

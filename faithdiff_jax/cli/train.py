@@ -46,6 +46,11 @@ def build_parser() -> Parser:
         default="auto",
         help="auto starts a run, or resumes the one in --output; never only starts one, must only resumes one",
     )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="do everything but the steps: read the parameters, load a batch, compile the step; nothing is written",
+    )
     several = parser.add_argument_group("several processes")
     several.add_argument(
         "--coordinator", type=types.address, metavar="HOST:PORT", help="where the first of the processes listens"
@@ -78,6 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     _start_processes(jax, arguments)
     is_main = jax.process_index() == 0
+    if arguments.dry_run:
+        from faithdiff_jax.training.rehearsal import rehearse
+
+        with log_above_the_bar(logging.INFO if is_main else logging.WARNING):
+            for line in rehearse(config, arguments.model):
+                if is_main:
+                    print(line, flush=True)
+        return DONE
     with log_above_the_bar(logging.INFO if is_main else logging.WARNING):
         try:
             done = train(config, arguments.model, arguments.output, resume=arguments.resume)

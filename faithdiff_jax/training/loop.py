@@ -19,18 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from faithdiff_jax.data.loader import BatchIterator, Loader
+from faithdiff_jax.data.loader import BatchIterator
 from faithdiff_jax.errors import InputError, RunError
-from faithdiff_jax.files.tokenizers import Tokenizers
-from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.models.parts import numbered
 from faithdiff_jax.planning import flops
-from faithdiff_jax.sharding import batch_sharding, make_mesh
-from faithdiff_jax.training.batch import abstract_batch, check_batch, check_memory
 from faithdiff_jax.training.checkpoints import Checkpoints, named_leaves
 from faithdiff_jax.training.config import TrainConfig
-from faithdiff_jax.training.distillation import DistillStep, make_step
-from faithdiff_jax.training.groups import assign_groups
+from faithdiff_jax.training.distillation import DistillStep
 from faithdiff_jax.training.optimizer import Flat
 from faithdiff_jax.training.parameters import (
     check_finite,
@@ -40,8 +34,9 @@ from faithdiff_jax.training.parameters import (
     not_finite,
     trained_shapes,
 )
+from faithdiff_jax.training.preparation import abstract_arrays, placed_batch, prepare, step_flops
 from faithdiff_jax.training.reporting import Watch, timed
-from faithdiff_jax.training.run_directory import RunDirectory, model_config, open_run
+from faithdiff_jax.training.run_directory import RunDirectory, open_run
 from faithdiff_jax.training.step import State, TrainStep
 from faithdiff_jax.training.validation import Validation
 from faithdiff_jax.weights.model_directory import ModelDirectory
@@ -82,26 +77,15 @@ def _train(
     config: TrainConfig, model_dir: pathlib.Path, output: pathlib.Path | str, resume: str, stop: "_StopSignals"
 ) -> int:
     is_main = jax.process_index() == 0
-    stored = ModelDirectory.open(model_dir)
-    model = model_config(config, stored)
-    shapes = model_shapes(model)
-    labels = assign_groups(config, shapes)
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-    check_batch(config, model, mesh.size, jax.process_count())
-    check_memory(config, model, mesh.size, jax.process_count())
-    tokenizers = load_tokenizers(model, model_dir)
-    loader = open_loader(config, tokenizers)
-    step = make_step(config, model, labels, mesh, stored, tokenizers)
-    validation = None
-    if config.validation is not None:
-        validation = Validation(config.validation, model, tokenizers, dtype=jnp.dtype(config.dtype), mesh=mesh)
+    prepared = prepare(config, model_dir)
+    stored, step, mesh = prepared.stored, prepared.step, prepared.mesh
 
     with contextlib.ExitStack() as open_:
         directory = open_.enter_context(open_run(output, config, stored, resume=resume, is_main=is_main))
         _meet("the run's directory is open")
         checkpoints = Checkpoints(directory.checkpoints, config.checkpoint)
         open_.callback(checkpoints.close)
-        batches = open_.enter_context(iter(loader))
+        batches = open_.enter_context(iter(prepared.loader))
         with timed("reading the parameters"):
             state, frozen = _start(step, stored, checkpoints, batches)
         first = int(state["step"])
@@ -116,94 +100,30 @@ def _train(
                 steps=config.steps,
                 first_step=first,
                 batch=config.batch,
-                flops_per_step=step_flops(step, shapes) if _peak_is_known(config) else None,
+                flops_per_step=step_flops(step, prepared.shapes) if _peak_is_known(config) else None,
                 devices=mesh.size,
                 is_main=is_main,
             )
         )
-        run = _Run(step, frozen, batches, checkpoints, watch, validation, directory)
+        run = _Run(step, frozen, batches, checkpoints, watch, prepared.validation, directory)
         stop.running = True
         return run.go(state, first, stop)
-
-
-def open_loader(config: TrainConfig, tokenizers: Tokenizers) -> Loader:
-    """This process's share of the data.
-
-    Raises:
-        InputError: no sources, or ones that cannot be opened; batches that cannot be shared or do not fit the memory.
-    """
-    return Loader(
-        config.data,
-        tokenizers,
-        batch=config.batch,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
-def load_tokenizers(model: FaithDiffConfig, model_dir: pathlib.Path) -> Tokenizers:
-    """The model's tokenizers, checked against its text encoders.
-
-    Raises:
-        InputError: a tokenizer whose ids its text encoder does not know, or that is of another length.
-    """
-    names = numbered("tokenizer", len(model.text_encoders))
-    tokenizers = Tokenizers.load([model_dir / name for name in names])
-    for name, ids, size, encoder in zip(
-        names, tokenizers(["a", ""]), tokenizers.vocabulary_sizes, model.text_encoders, strict=True
-    ):
-        if size > encoder.vocab_size or encoder.end_token not in ids:
-            raise InputError(
-                f"{model_dir / name}: does not go with its text encoder: {size} tokens for a vocab_size of "
-                f"{encoder.vocab_size}, or another end_token than {encoder.end_token}"
-            )
-        if ids.shape[1] > encoder.positions:
-            raise InputError(
-                f"{model_dir / name}: gives {ids.shape[1]} tokens, its text encoder has {encoder.positions} positions"
-            )
-    return tokenizers
-
-
-def step_flops(step: TrainStep, shapes: dict[str, tuple[int, ...]]) -> float:
-    """Model FLOPs of one step: matrix products of loss and gradients, without any that rematerialisation repeats."""
-    config, model = step.config, step.model
-    trained = _abstract(trained_shapes(config, shapes, step.labels), jnp.float32)
-    frozen = _abstract(step.frozen_shapes(shapes), step.dtype)
-    plain = step.without_rematerialisation()
-    # FLOPs go with the batch, and a batch of one unit traces faster.
-    samples = model.alignment.group or 1
-    batch = abstract_batch(config, model, samples)
-    one = flops.count(plain.gradients, trained, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32))
-    return one / samples * config.batch
 
 
 def _peak_is_known(config: TrainConfig) -> bool:
     return bool(config.watch.peak_tflops or flops.peak_tflops(jax.local_devices()[0]))
 
 
-def _abstract(shapes: dict[str, tuple[int, ...]], dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    return {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes.items()}
-
-
 def _start(
     step: TrainStep, stored: ModelDirectory, checkpoints: Checkpoints, batches: BatchIterator
 ) -> tuple[State, Flat]:
     """The state to begin or resume with, of the model directory or the latest checkpoint; and the frozen parameters."""
-    assert step.mesh is not None
     latest = checkpoints.latest_step()
-    trained, frozen = load_parameters(
-        step.config, stored, step.model, step.labels, step.mesh, only_frozen=latest is not None
-    )
-    if isinstance(step, DistillStep):
-        frozen |= step.teacher_parameters(stored)
-    check_finite(frozen, stored.path)
     if latest is None:
-        check_finite(trained, stored.path)
-        shardings = step.shardings(jax.eval_shape(step.init, trained))
-        return jax.jit(step.init, out_shardings=shardings, donate_argnums=0)(trained), frozen
+        return initial_state(step, stored)
+    _, frozen = _parameters(step, stored, only_frozen=True)
     shapes = trained_shapes(step.config, model_shapes(step.model), step.labels)
-    abstract = jax.eval_shape(step.init, _abstract(shapes, jnp.float32))
+    abstract = jax.eval_shape(step.init, abstract_arrays(shapes, jnp.float32))
     placed = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         abstract,
@@ -213,6 +133,24 @@ def _start(
     check_finite(named_leaves(state), checkpoints.folder / str(latest))
     batches.set_state(data)
     return state, frozen
+
+
+def initial_state(step: TrainStep, stored: ModelDirectory) -> tuple[State, Flat]:
+    """The state of a new run from its model directory, on the step's mesh, and the frozen parameters."""
+    trained, frozen = _parameters(step, stored, only_frozen=False)
+    check_finite(trained, stored.path)
+    shardings = step.shardings(jax.eval_shape(step.init, trained))
+    return jax.jit(step.init, out_shardings=shardings, donate_argnums=0)(trained), frozen
+
+
+def _parameters(step: TrainStep, stored: ModelDirectory, *, only_frozen: bool) -> tuple[Flat, Flat]:
+    """Trained and frozen ones; of the first, with `only_frozen`, no more than `load_parameters` gives."""
+    assert step.mesh is not None
+    trained, frozen = load_parameters(step.config, stored, step.model, step.labels, step.mesh, only_frozen=only_frozen)
+    if isinstance(step, DistillStep):
+        frozen |= step.teacher_parameters(stored)
+    check_finite(frozen, stored.path)
+    return trained, frozen
 
 
 class _Run:
@@ -285,14 +223,8 @@ class _Run:
             self.watch.saved(step)
 
     def _batch(self) -> dict[str, jax.Array]:
-        """The next batch, each process's part of it where its devices are, with every sample's row in the whole."""
-        batch = next(self.batches)
-        del batch["index"]
-        local = len(batch["hq"])
-        batch["row"] = np.arange(local, dtype=np.int32) + local * jax.process_index()
         assert self.step.mesh is not None
-        sharding = batch_sharding(self.step.mesh, self.config.batch)
-        return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+        return placed_batch(next(self.batches), self.step.mesh, self.config.batch)
 
     def _report(self, reported: Reported | None) -> None:
         if reported is None:

@@ -23,8 +23,8 @@ from faithdiff_jax.training.batch import abstract_batch, check_batch
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.distillation import DistillStep, Teacher, teacher_options
 from faithdiff_jax.training.groups import assign_groups
-from faithdiff_jax.training.loop import step_flops
 from faithdiff_jax.training.parameters import Shapes, model_shapes, trained_shapes
+from faithdiff_jax.training.preparation import step_flops
 from faithdiff_jax.training.step import TrainStep
 
 
