@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         with _made(arguments.output):
             made = describe.captions_for([job.source for job in todo], arguments)
             model = _load_model(stored, arguments, mesh)
-        with tqdm(todo, unit="picture", disable=len(todo) == 1) as bar:
+        with _profiled(arguments.profile), tqdm(todo, unit="picture", disable=len(todo) == 1) as bar:
             for job in bar:
                 try:
                     _restore_one(model, job, options, arguments, made.get(job.source))
@@ -295,6 +295,16 @@ def _mesh(sides: tuple[int, int] | None) -> "Mesh | None":
     return make_mesh(data=sides[0], fsdp=sides[1])
 
 
+def _profiled(folder: pathlib.Path | None) -> contextlib.AbstractContextManager[None]:
+    """A profile of what is done inside, compiling included, if there is a folder for it."""
+    if folder is None:
+        return contextlib.nullcontext()
+    import jax
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return jax.profiler.trace(str(folder))
+
+
 def _load_model(stored: "ModelDirectory", arguments: argparse.Namespace, mesh: "Mesh | None") -> "FaithDiff":
     import jax
 
@@ -359,6 +369,12 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
         type=types.mesh,
         metavar="DATAxFSDP",
         help="spread over devices: batch over both, parameters over the second",
+    )
+    add(
+        "--profile",
+        type=types.output_folder,
+        metavar="DIR",
+        help="folder for a profile of the restoring, which TensorBoard and xprof show",
     )
     add("--cache", default="~/.cache/faithdiff-jax", metavar="DIR", help="for compiled programs; '' for none")
     group = parser.add_argument_group(

@@ -51,6 +51,12 @@ def build_parser() -> Parser:
         action="store_true",
         help="do everything but the steps: read the parameters, load a batch, compile the step; nothing is written",
     )
+    add(
+        "--profile",
+        type=types.output_folder,
+        metavar="DIR",
+        help="folder for a profile of the second to the fifth step, which TensorBoard and xprof show",
+    )
     several = parser.add_argument_group("several processes")
     several.add_argument(
         "--coordinator", type=types.address, metavar="HOST:PORT", help="where the first of the processes listens"
@@ -91,9 +97,11 @@ def run(arguments: argparse.Namespace) -> int:
                 if is_main:
                     print(line, flush=True)
         return DONE
+    if arguments.profile is not None:
+        arguments.profile.mkdir(parents=True, exist_ok=True)
     with log_above_the_bar(logging.INFO if is_main else logging.WARNING):
         try:
-            done = train(config, arguments.model, arguments.output, resume=arguments.resume)
+            done = train(config, arguments.model, arguments.output, resume=arguments.resume, profile=arguments.profile)
         except Exception as error:
             if jax.process_count() > 1:
                 _leave_the_others(error)

@@ -31,6 +31,7 @@ HEADS_QUERIES = 1024
 _implementation: contextvars.ContextVar[str | None] = contextvars.ContextVar("implementation", default=None)
 
 
+@jax.named_scope("attention")
 def attention(q: Queries, k: KeysOrValues, v: KeysOrValues, *, causal: bool = False) -> Queries:
     """Softmax(q k^T / sqrt(dim)) v, with the softmax in float32.
 

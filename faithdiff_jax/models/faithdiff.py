@@ -1,5 +1,6 @@
 """FaithDiff assembled: LQ features -> aligner -> UNet."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -66,7 +67,9 @@ class Denoiser(nnx.Module):
         group: int | None = None,
     ) -> Evaluated:
         """`denoise`, the maps (n, h, w, W) of the words (n, M, W) in the last n texts, and more: `UNet.evaluate`."""
-        hidden = self.alignment(self.unet.conv_in(latents), condition, group=group)
+        hidden = self.unet.conv_in(latents)
+        with jax.named_scope("aligner"):
+            hidden = self.alignment(hidden, condition, group=group)
         texts = embedding.shape[0] // latents.shape[0]
         return self.unet.evaluate(jnp.tile(hidden, (texts, 1, 1, 1)), embedding, text, words, reuse)
 

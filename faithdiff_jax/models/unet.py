@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -280,33 +281,36 @@ class UNet(nnx.Module):
         levels = len(self.down_blocks)
         evaluated = levels if reuse.deep is None else reuse.levels
         for number, level in enumerate(list(self.down_blocks)[:evaluated]):
-            for i, resnet in enumerate(level.resnets):
-                hidden = run_block(resnet, hidden, embedding)
-                if level.attentions:
-                    hidden = transform(level.attentions[i], hidden, texts[number][i])
-                skips.append(hidden)
-            if level.resample is not None and number + 1 < evaluated:
-                hidden = level.resample(hidden)
-                skips.append(hidden)
+            with jax.named_scope(f"down_blocks.{number}"):
+                for i, resnet in enumerate(level.resnets):
+                    hidden = run_block(resnet, hidden, embedding)
+                    if level.attentions:
+                        hidden = transform(level.attentions[i], hidden, texts[number][i])
+                    skips.append(hidden)
+                if level.resample is not None and number + 1 < evaluated:
+                    hidden = level.resample(hidden)
+                    skips.append(hidden)
 
         if evaluated == levels:
-            before, after = self.mid_block.resnets
-            hidden = run_block(before, hidden, embedding)
-            transformer, source = self.mid_block.attentions[0], texts[levels][0]
-            hidden, _, kept = transformer.evaluate(hidden, source, None, keep_attended=reuse.keep_attended)
-            attended.extend(() if kept is None else [kept])
-            hidden = run_block(after, hidden, embedding)
+            with jax.named_scope("mid_block"):
+                before, after = self.mid_block.resnets
+                hidden = run_block(before, hidden, embedding)
+                transformer, source = self.mid_block.attentions[0], texts[levels][0]
+                hidden, _, kept = transformer.evaluate(hidden, source, None, keep_attended=reuse.keep_attended)
+                attended.extend(() if kept is None else [kept])
+                hidden = run_block(after, hidden, embedding)
 
         deep = reuse.deep
         for number, level in list(enumerate(self.up_blocks))[levels - evaluated :]:
-            if reuse.levels == levels - number:  # from here on the finest levels
-                hidden = deep = hidden if deep is None else deep.astype(hidden.dtype)
-            for i, resnet in enumerate(level.resnets):
-                hidden = run_block(resnet, jnp.concatenate([hidden, skips.pop()], axis=-1), embedding)
-                if level.attentions:
-                    hidden = transform(level.attentions[i], hidden, texts[levels + 1 + number][i])
-            if level.resample is not None:
-                hidden = level.resample(hidden, skips[-1].shape[1:3])
+            with jax.named_scope(f"up_blocks.{number}"):
+                if reuse.levels == levels - number:  # from here on the finest levels
+                    hidden = deep = hidden if deep is None else deep.astype(hidden.dtype)
+                for i, resnet in enumerate(level.resnets):
+                    hidden = run_block(resnet, jnp.concatenate([hidden, skips.pop()], axis=-1), embedding)
+                    if level.attentions:
+                        hidden = transform(level.attentions[i], hidden, texts[levels + 1 + number][i])
+                if level.resample is not None:
+                    hidden = level.resample(hidden, skips[-1].shape[1:3])
         noise = self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
         maps = None if words is None else mean_map(found, self.config.heads_attributed, (height, width))
         return Evaluated(noise, maps, deep, attended)

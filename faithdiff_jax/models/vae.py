@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -158,6 +159,7 @@ class FeatureEncoder(nnx.Module):
         self.down_blocks = nnx.List(levels)
         self.mid_block = MidBlock(widths[-1], groups, make=make)
 
+    @jax.named_scope("encoder")
     def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b h w f"]:
         """(B, H, W, 3) in [-1, 1] -> (B, H/f, W/f, channels[-1])."""
         hidden = self.conv_in(images)
@@ -271,6 +273,7 @@ class VAE(nnx.Module):
         """Images in [-1, 1] and standard normal noise -> scaled latents (B, H/f, W/f, latent_channels)."""
         return self.sample(self.moments(images), noise)
 
+    @jax.named_scope("decoder")
     def decode(self, latents: Float[Array, "b h w z"]) -> Float[Array, "b H W c"]:
         """Scaled latents (B, h, w, latent_channels) -> images (B, h * f, w * f, 3), about [-1, 1]."""
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))

@@ -35,6 +35,7 @@ from faithdiff_jax.training.parameters import (
     trained_shapes,
 )
 from faithdiff_jax.training.preparation import abstract_arrays, placed_batch, prepare, step_flops
+from faithdiff_jax.training.profile import Profile
 from faithdiff_jax.training.reporting import Watch, timed
 from faithdiff_jax.training.run_directory import RunDirectory, open_run
 from faithdiff_jax.training.step import State, TrainStep
@@ -51,7 +52,12 @@ Reported = tuple[int, dict[str, jax.Array]]
 
 
 def train(
-    config: TrainConfig, model_dir: pathlib.Path | str, output: pathlib.Path | str, *, resume: str = "auto"
+    config: TrainConfig,
+    model_dir: pathlib.Path | str,
+    output: pathlib.Path | str,
+    *,
+    resume: str = "auto",
+    profile: pathlib.Path | None = None,
 ) -> int:
     """Begin or resume a run, and train to its last step or until the process is told to stop (SIGTERM, SIGINT).
 
@@ -60,6 +66,7 @@ def train(
         model_dir: the model directory that it starts from.
         output: the run's directory.
         resume: see `run_directory.open_run`.
+        profile: folder for a profile of a few steps, see `profile.Profile`.
 
     Returns:
         How many steps are done: `config.steps`, or less if it was told to stop.
@@ -70,11 +77,16 @@ def train(
         KeyboardInterrupt: told to stop before the first step, when there is nothing to save.
     """
     with _StopSignals() as stop:
-        return _train(config, pathlib.Path(model_dir), output, resume, stop)
+        return _train(config, pathlib.Path(model_dir), output, resume, Profile(profile), stop)
 
 
 def _train(
-    config: TrainConfig, model_dir: pathlib.Path, output: pathlib.Path | str, resume: str, stop: "_StopSignals"
+    config: TrainConfig,
+    model_dir: pathlib.Path,
+    output: pathlib.Path | str,
+    resume: str,
+    profile: Profile,
+    stop: "_StopSignals",
 ) -> int:
     is_main = jax.process_index() == 0
     prepared = prepare(config, model_dir)
@@ -105,7 +117,8 @@ def _train(
                 is_main=is_main,
             )
         )
-        run = _Run(step, frozen, batches, checkpoints, watch, prepared.validation, directory)
+        open_.callback(profile.close)
+        run = _Run(step, frozen, batches, checkpoints, watch, prepared.validation, directory, profile)
         stop.running = True
         return run.go(state, first, stop)
 
@@ -165,7 +178,9 @@ class _Run:
         watch: Watch,
         validation: Validation | None,
         directory: RunDirectory,
+        profile: Profile,
     ):
+        self.profile = profile
         self.step, self.frozen, self.batches = step, frozen, batches
         self.checkpoints, self.watch, self.validation, self.directory = checkpoints, watch, validation, directory
         self.config = step.config
@@ -179,8 +194,10 @@ class _Run:
             while done < config.steps and not self._told_to_stop(stop, done):
                 batch = self._batch()
                 position = self.batches.get_state()
+                self.profile.before()
                 with timed("compiling the training step") if done == first else contextlib.nullcontext():
                     state, metrics = self.step.run(state, self.frozen, batch)
+                self.profile.after(metrics)
                 done += 1
                 # The step before this one is reported while this one is computed.
                 before, unreported = unreported, (done, metrics)
