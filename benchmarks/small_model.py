@@ -2,7 +2,7 @@
 
     python benchmarks/small_model.py                                                 # the model that comes along
     python benchmarks/small_model.py --presets faithful detailed
-    python benchmarks/small_model.py --models work/base work/stage1 work/stage2 --crop 256
+    python benchmarks/small_model.py steps=4 color_fix=none --models work/base work/stage1 work/stage2 --crop 256
 
 The middle of each held-out photograph is degraded at levels I, II and III with fixed seeds, a quarter of the size, and
 restored with each model's own defaults or presets; figures are means over photographs and seeds. LPIPS needs the extra
@@ -11,13 +11,14 @@ restored with each model's own defaults or presets; figures are means over photo
 
 import argparse
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from faithdiff_jax import SMALL_MODEL, FaithDiff
+from faithdiff_jax import SMALL_MODEL, FaithDiff, RestoreOptions
+from faithdiff_jax.config import from_dict, override, to_dict
 from faithdiff_jax.data.decode import decode
 from faithdiff_jax.data.degradation.degrade import LEVELS, degrade
 from faithdiff_jax.data.pairs import crop_middle, image_generator
@@ -27,6 +28,7 @@ from faithdiff_jax.evaluation.protocols import Protocol
 from faithdiff_jax.evaluation.statistics import mean_with_interval
 from faithdiff_jax.evaluation.tables import Line, Summary, markdown
 from faithdiff_jax.files.captions import trim_caption
+from faithdiff_jax.files.images import to_float, to_uint8
 
 SCALE = 4
 METRICS = ("psnr", "ssim", "lpips", "gmsd", "sharpness")
@@ -74,14 +76,32 @@ def bicubic(low: np.ndarray, caption: str) -> np.ndarray:
     return np.array(Image.fromarray(low).resize((SCALE * width, SCALE * height), Image.Resampling.BICUBIC))
 
 
-def restorers(path: pathlib.Path, presets: Sequence[str], **options) -> dict[str, Restore]:
-    """A model under each of the presets, or with its defaults where there are none named."""
+def restorers(path: pathlib.Path, presets: Sequence[str], changes: Mapping[str, Any]) -> dict[str, Restore]:
+    """A model under each of the presets, or with its defaults where there are none named, with changed options."""
     model = FaithDiff.load(path)
     chosen = {f"{path.name}, {name}": model.preset(name) for name in presets} or {path.name: model.defaults}
-    return {
-        name: lambda low, caption, start=start: model.restore(low, caption, start, **options)
-        for name, start in chosen.items()
-    }
+    made = {}
+    for name, start in chosen.items():
+        options = from_dict(RestoreOptions, {**to_dict(start), "scale": SCALE, **changes}, "options")
+        made[name] = lambda low, caption, options=options: model.restore(low, caption, options)
+    return made
+
+
+def through_autoencoder(path: pathlib.Path) -> Restore:
+    """What is left of bicubic when a model's autoencoder has encoded and decoded it: the rest of the model aside."""
+    model = FaithDiff.load(path)
+
+    def restore(low: np.ndarray, caption: str) -> np.ndarray:
+        enlarged = to_float(bicubic(low, caption))[None]
+        shape = (
+            1,
+            *(side // model.config.vae.factor for side in enlarged.shape[1:3]),
+            model.config.vae.latent_channels,
+        )
+        decoded = model.decode(model.encode(enlarged, np.zeros(shape, np.float32)))
+        return to_uint8(np.asarray(decoded)[0])
+
+    return restore
 
 
 def main() -> None:
@@ -93,16 +113,14 @@ def main() -> None:
     parser.add_argument("--levels", nargs="*", choices=list(LEVELS), default=list(LEVELS))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--crop", type=int, default=512)
-    parser.add_argument("--guidance", type=float)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--color-fix")
-    parser.add_argument("--wavelet-levels", type=int)
+    parser.add_argument("--autoencoder", action="store_true", help="also what the first model's makes of bicubic")
+    parser.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="of restoring, instead of the models' own")
     options = parser.parse_args()
-    given = {name: getattr(options, name) for name in ("steps", "guidance", "color_fix", "wavelet_levels")}
-    replaced = {"scale": SCALE} | {name: value for name, value in given.items() if value is not None}
     methods = {"bicubic": bicubic}
+    if options.autoencoder:
+        methods["bicubic, autoencoder"] = through_autoencoder(options.models[0])
     for path in options.models:
-        methods |= restorers(path, options.presets, **replaced)
+        methods |= restorers(path, options.presets, override({}, options.options))
     lines = []
     for level in options.levels:
         pictures = cases(options.photos, options.captions, level, options.crop, options.seeds)

@@ -119,7 +119,7 @@ def test_parts_run():
     model, width = n["model"], n["published"].vae.channels[-1]
     assert n["lq_features"].shape == (1, 8, 10, width)
     same = model.sample(
-        n["lq_features"], n["context"], n["pooled"], None, None, n["start"], steps=4, guidance=1, start=None
+        n["lq_features"], n["context"], n["pooled"], None, None, n["start"], steps=20, guidance=1, start=None
     )
     assert_parity(n["sampled"], same)
     assert abs(n["drawn_deviation"] - n["deviation"]) < 0.02

@@ -15,15 +15,22 @@ import shlex
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 
 from faithdiff_jax.models.parts import part_names
+from faithdiff_jax.models.unet import UNetConfig, sinusoidal_embedding
 from faithdiff_jax.weights.initialisation import write_model
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
-DEFAULTS = {"scale": 4.0, "guidance": 1.0, "multiple": 8, "color_fix": "wavelet", "wavelet_levels": 2}
+FAITHFUL = {"guidance": 1.0, "color_fix": "wavelet", "wavelet_levels": 2}
+DETAILED = {"guidance": 5.0, "color_fix": "wavelet", "wavelet_levels": 4}
+PRESETS = {"faithful": FAITHFUL, "detailed": DETAILED}
+DEFAULTS = {"scale": 4.0, "steps": 1, "multiple": 8, **FAITHFUL, "presets": PRESETS}
+PHOTOGRAPH = (1365, 2048, 400, 600, 96, 96)
+"""Height, width, place and size of a crop, as most that was trained on has them."""
 STAGES = ("base", "stage1", "stage2", "finish", "sharpen", "polish")
 QUICK = {"autoencoder": ["steps=3", "warmup=1"], "stage": ["steps=3", "optimizer.warmup=1"]}
 
@@ -81,11 +88,23 @@ def provenance(model: pathlib.Path) -> dict:
 def halve(model: pathlib.Path, output: pathlib.Path, recipe: dict) -> None:
     """Write the model again with its parameters in float16, and with the whole recipe as its provenance."""
     stored = ModelDirectory.open(model)
-    params = {
-        part: {path: array.astype(np.float16) for path, array in stored.arrays(part)}
-        for part in part_names(stored.config)
-    }
+    params = {part: dict(stored.arrays(part)) for part in part_names(stored.config)}
+    params["unet"] = without_sizes(stored.config.unet, params["unet"])
+    params = {part: {path: array.astype(np.float16) for path, array in params[part].items()} for part in params}
     write_model(stored.config, params, model, output, recipe, DEFAULTS)
+
+
+def without_sizes(config: UNetConfig, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The UNet's parameters with the six time numbers held at a photograph's, whatever it is given.
+
+    The drawn pictures and textures are 512x512, and from the size the UNet learnt to tell them from photographs, which
+    are larger: a photograph of 512x512 it would take for one of them.
+    """
+    kernel, bias = "add_embedding.linear_1.kernel", "add_embedding.linear_1.bias"
+    ids = np.asarray(sinusoidal_embedding(jnp.float32(PHOTOGRAPH), config.time_id_dim)).ravel()
+    sizes, weights = params[kernel][-len(ids) :], params[kernel].copy()
+    weights[-len(ids) :] = 0
+    return params | {kernel: weights, bias: params[bias] + ids @ sizes}
 
 
 if __name__ == "__main__":

@@ -331,7 +331,7 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
         "--preset",
         type=types.nonempty,
         metavar="NAME",
-        help="one of the model's presets of the options below",
+        help="one of the model's presets of the options below; the small one has faithful and detailed",
     )
     add(
         "--input", type=types.path, required=True, metavar="PATH", help="a picture (JPEG, PNG, WebP, TIFF), or a folder"
