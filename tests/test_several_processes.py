@@ -28,7 +28,7 @@ from faithdiff_jax.cli import train
 from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.training import loop
 
-def waits(config, model, output, resume):
+def waits(config, model, output, **others):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     halves = NamedSharding(mesh, PartitionSpec("data"))
     x = jax.make_array_from_process_local_data(halves, np.ones((1, 4), np.float32))
@@ -66,7 +66,7 @@ def test_the_other_process_ends(tmp_path, failing, failure, code):
     ]
     begin = time.monotonic()
     said = [process.communicate(timeout=120)[1] for process in processes]
-    assert processes[failing].returncode == code
+    assert processes[failing].returncode == code, said
     assert processes[1 - failing].returncode not in (0, None)
     assert time.monotonic() - begin < 100
     if failure is FULL:

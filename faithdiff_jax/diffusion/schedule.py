@@ -139,6 +139,8 @@ def target(config: ScheduleConfig, latents: Latents, noise: Latents, timestep: T
 
 def to_noise(config: ScheduleConfig, output: Latents, noisy: Latents, timestep: Timesteps) -> Float[Array, "b h w c"]:
     """The noise that the UNet's output for `noisy` stands for, all (B, h, w, c); `noisy` has unit variance."""
+    if config.prediction == "epsilon":  # of timesteps that are no whole numbers too
+        return jnp.asarray(output)
     return noise_at(config.prediction, output, noisy, jnp.asarray(alphas_cumprod(config))[timestep])
 
 
