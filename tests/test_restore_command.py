@@ -64,6 +64,7 @@ def test_programs_are_kept_for_the_next_process(model, photos, tmp_path, monkeyp
     """Those that compile in less than a second too: of a small model, most do."""
     flags = ["--model", model, "--input", photos / "face.jpg", *QUICK, "--cache", tmp_path / "cache"]
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    jax.clear_caches()  # other tests have restored with this model
     with kept_programs(tmp_path / "cache"):  # what is set inside is put back
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
         assert infer(*flags, "--output", tmp_path / "restored.png") == 0

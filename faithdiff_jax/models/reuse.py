@@ -53,7 +53,7 @@ class Evaluated(NamedTuple):
     noise: Float[Array, "b h w o"]
     maps: Maps | None = None
     deep: Float[Array, "b h w c"] | None = None
-    attended: list[Attended] = []  # noqa: RUF012 - never written to
+    attended: list[Array] = []  # noqa: RUF012 - never written to
 
 
 NOTHING = Reuse()
