@@ -25,15 +25,31 @@ def make_mesh(*, data: int = -1, fsdp: int = 1) -> Mesh:
         InputError: the product is not the number of devices.
     """
     devices = jax.device_count()
-    sizes = {"data": data, "fsdp": fsdp}
-    free = [name for name, size in sizes.items() if size == -1]
-    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    if (data, fsdp) == (-1, -1) or any(size < 1 and size != -1 for size in (data, fsdp)):
         raise InputError(f"mesh {data} x {fsdp}: sizes must be at least 1, and one of them may be -1")
-    if free:
-        sizes[free[0]] = max(1, devices // math.prod(size for size in sizes.values() if size != -1))
+    sizes = dict(zip(BATCH_AXES, mesh_sides(data, fsdp, devices), strict=True))
     if math.prod(sizes.values()) != devices:
         raise InputError(f"mesh {sizes['data']} x {sizes['fsdp']}: must multiply to the {devices} devices there are")
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
+
+
+def mesh_sides(data: int, fsdp: int, devices: int) -> tuple[int, int]:
+    """Both sides of a mesh, the one that is -1 as what the other leaves of the devices."""
+    if data == -1:
+        return max(1, devices // max(1, fsdp)), fsdp
+    if fsdp == -1:
+        return data, max(1, devices // max(1, data))
+    return data, fsdp
+
+
+def placed_shapes(tree: Any, places: Any) -> Any:
+    """A pytree of arrays or shapes as shapes that lie as `places`, a pytree of shardings, says."""
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, places)
+
+
+def bytes_on_device(tree: Any) -> int:
+    """Bytes that one device holds of a pytree of arrays, or of shapes with shardings."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def parameter_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:

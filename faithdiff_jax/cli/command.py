@@ -51,7 +51,7 @@ def run(body: Callable[[], int | None]) -> int:
         with _sigterm_interrupts():
             return _flushed(body)
     except (Exception, KeyboardInterrupt) as error:
-        return _report(error)
+        return report(error)
 
 
 def trace(error: BaseException) -> None:
@@ -89,7 +89,8 @@ def _flushed(body: Callable[[], int | None]) -> int:
     return code
 
 
-def _report(error: BaseException) -> int:
+def report(error: BaseException) -> int:
+    """Say in one line what ended a command, and return its exit code."""
     if isinstance(error, BrokenPipeError) and (_reader_gone(sys.stdout) or _reader_gone(sys.stderr)):
         _silence(sys.stdout)
         _silence(sys.stderr)

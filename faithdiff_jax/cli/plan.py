@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -26,7 +27,6 @@ arithmetic, traffic, and by a model of the chips time. The program is compiled b
 
 LARGEST_SIDE = 16384
 MOST_ACCUMULATION = 64
-REMATERIALISATIONS = ("none", "dots", "full")
 
 
 def build_parser() -> Parser:
@@ -110,7 +110,7 @@ def _count(arguments: argparse.Namespace) -> int:
         lines = [f"arithmetic            {figures['flops'] / 1e12:,.2f} TFLOP a picture"]
     else:
         step = _planned_step(arguments)
-        parameters = sum(_product(shape) for shape in step.trained.values())
+        parameters = sum(math.prod(shape) for shape in step.trained.values())
         figures = {"trained_parameters": parameters, "model_flops": step.model_flops()}
         lines = [
             f"parameters that train {parameters / 1e6:,.1f} M",
@@ -165,12 +165,11 @@ def _training(arguments: argparse.Namespace, target: "Target") -> "Plan":
         title=title,
         target=target,
         held=held,
-        temporary=laid_out.temporary + max(0, laid_out.arguments - sum(held.values())),
+        temporary=laid_out.beside(held),
         model_flops=step.model_flops(),
         all_flops=step.all_flops(),
         traffic=traffic(laid_out.text),
         repeats=config.steps,
-        advice=None,
     )
     return plan if plan.fits else plan.with_advice(advice(config, (data, fsdp), sum(held.values()), plan.temporary))
 
@@ -192,7 +191,7 @@ def _restoration(arguments: argparse.Namespace, target: "Target") -> "Plan":
         f"{len(planned.plan.corners)} tiles, {planned.plan.tile_batch} at a time, {planned.dtype.__name__}",
         target=replace(target, count=1),
         held=held,
-        temporary=laid_out.temporary + max(0, laid_out.arguments - sum(held.values())),
+        temporary=laid_out.beside(held),
         model_flops=count,
         all_flops=count,
         traffic=traffic(laid_out.text),
@@ -203,6 +202,8 @@ def _restoration(arguments: argparse.Namespace, target: "Target") -> "Plan":
 
 def _search(arguments: argparse.Namespace, target: "Target") -> int:
     """Plan every setting that divides, each in a process of its own, and list them."""
+    from faithdiff_jax.planning.plan import GIB
+
     step = _planned_step(arguments)
     found: list[tuple[dict[str, Any], str]] = []
     tried = list(settings(step.config, step.model, target.count))
@@ -225,7 +226,7 @@ def _search(arguments: argparse.Namespace, target: "Target") -> int:
     else:
         print(f"{'GiB':>7} {'fits':>5} {'seconds':>16}  {'utilisation':>12}  changes")
         for plan, name in found:
-            memory = (sum(plan["bytes_held"].values()) + plan["bytes_temporary"]) / 2**30
+            memory = (sum(plan["bytes_held"].values()) + plan["bytes_temporary"]) / GIB
             seconds = f"{plan['seconds_overlapped']:.3g} to {plan['seconds_one_by_one']:.3g}"
             part = "{:.0%} to {:.0%}".format(*plan["utilisation"])
             print(f"{memory:7.2f} {'yes' if plan['fits'] else 'no':>5} {seconds:>16}  {part:>12}  {name}")
@@ -237,6 +238,7 @@ def settings(config: "TrainConfig", model: Any, count: int) -> Iterator[Sequence
     import dataclasses
 
     from faithdiff_jax.training.batch import check_batch
+    from faithdiff_jax.training.config import REMATERIALISATIONS
 
     meshes = [(count // fsdp, fsdp) for fsdp in range(1, count + 1) if count % fsdp == 0]
     rounds = [2**i for i in range(MOST_ACCUMULATION.bit_length()) if 2**i <= MOST_ACCUMULATION]
@@ -261,10 +263,3 @@ def _size(text: str) -> tuple[int, int]:
             f"{text!r}: must be WIDTHxHEIGHT in pixels, up to {LARGEST_SIDE}, as 1024x1024"
         )
     return int(sides[0]), int(sides[1])
-
-
-def _product(shape: Sequence[int]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size

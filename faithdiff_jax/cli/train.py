@@ -4,13 +4,12 @@ import argparse
 import json
 import logging
 import os
-import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from faithdiff_jax.cli import arguments as types
-from faithdiff_jax.cli.command import Parser, trace
+from faithdiff_jax.cli.command import Parser, report
 from faithdiff_jax.cli.exit_codes import DONE, INTERRUPTED
-from faithdiff_jax.cli.explain import explain, printable
+from faithdiff_jax.cli.explain import printable
 from faithdiff_jax.cli.progress import log_above_the_bar
 from faithdiff_jax.errors import InputError
 
@@ -104,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
             done = train(config, arguments.model, arguments.output, resume=arguments.resume, profile=arguments.profile)
         except Exception as error:
             if jax.process_count() > 1:
-                _leave_the_others(error)
+                # At its usual end this process would wait for the others, and they for it: they miss its heartbeat.
+                os._exit(report(error))
             raise
     if done < config.steps:
         if is_main:
@@ -127,19 +127,6 @@ def _check_processes(arguments: argparse.Namespace) -> None:
         )
     if arguments.process_id >= arguments.processes:
         raise InputError(f"--process-id {arguments.process_id}: must be below --processes, {arguments.processes}")
-
-
-def _leave_the_others(error: Exception) -> NoReturn:
-    """Say what went wrong and end this process at once: at its usual end it would wait for the others, and they for it.
-
-    They miss its heartbeat, and end too.
-    """
-    trace(error)
-    code, line = explain(error)
-    print(f"error: {line}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _start_processes(jax: Any, arguments: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan, Text, plan_sampling
@@ -16,6 +15,7 @@ from faithdiff_jax.models.backend import trace_for
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_shapes, unflatten
 from faithdiff_jax.planning import flops
+from faithdiff_jax.sharding import bytes_on_device
 
 PARTS = ("unet", "alignment")
 
@@ -51,7 +51,7 @@ class PlannedRestoration:
         """Traced and lowered for a TPU's device, and bytes of its arguments, by what they are."""
         on_device = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(device))
         params, inputs = self._arguments(on_device)
-        held = {name: _bytes(tree) for name, tree in (("parameters", params), ("inputs", inputs))}
+        held = {name: bytes_on_device(tree) for name, tree in (("parameters", params), ("inputs", inputs))}
         with trace_for("tpu"):
             return Programs(self.model, dtype=self.dtype).sample.lower(params, self.plan, inputs), held
 
@@ -86,7 +86,3 @@ class PlannedRestoration:
 
 def _swapped(sample: Any, plan: SamplingPlan, params: Any, inputs: SamplingInputs) -> Any:
     return sample(params, plan, inputs)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))

@@ -12,6 +12,7 @@ import re
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -42,6 +43,10 @@ class Layout:
     arguments: int
     temporary: int
     text: str
+
+    def beside(self, held: Mapping[str, int]) -> int:
+        """Bytes of all but what is held, by its plain size: arguments are padded to whole tiles."""
+        return self.temporary + max(0, self.arguments - sum(held.values()))
 
 
 def prepare() -> None:

@@ -12,35 +12,38 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from faithdiff_jax.planning.chips import CHIPS
+
 _FUSED_FORWARD = "dot_product_attention_fwd"
 _FUSED_BACKWARD = "dot_product_attention_bwd"
 _WINOGRAD = ("winograd_convolution", "winograd_kernel_gradient")
 
-# Dense bfloat16 with float32 accumulation, in TFLOP/s, by JAX's name of the device; the vendors' figures. Names are
-# compared whole: slices of a device ("... MIG 1g.10gb") and its laptop namesakes are slower.
+# Dense bfloat16 with float32 accumulation, in TFLOP/s, by JAX's name of the device: `chips` has the vendors' figures,
+# and variants that it does not list have theirs here. Names are compared whole: slices of a device ("... MIG 1g.10gb")
+# and its laptop namesakes are slower.
 _PEAKS = {
     # NVIDIA A100 datasheet
-    "NVIDIA A100-SXM4-40GB": 312.0,
-    "NVIDIA A100-SXM4-80GB": 312.0,
-    "NVIDIA A100-PCIE-40GB": 312.0,
-    "NVIDIA A100 80GB PCIe": 312.0,
+    "NVIDIA A100-SXM4-40GB": CHIPS["a100"].tflops,
+    "NVIDIA A100-SXM4-80GB": CHIPS["a100"].tflops,
+    "NVIDIA A100-PCIE-40GB": CHIPS["a100"].tflops,
+    "NVIDIA A100 80GB PCIe": CHIPS["a100"].tflops,
     # NVIDIA H100 and H200 datasheets, whose figures are with sparsity: half of 1,979, 1,513 and 1,671
-    "NVIDIA H100 80GB HBM3": 989.5,
+    "NVIDIA H100 80GB HBM3": CHIPS["h100"].tflops,
     "NVIDIA H100 PCIe": 756.5,
     "NVIDIA H100 NVL": 835.5,
-    "NVIDIA H200": 989.5,
+    "NVIDIA H200": CHIPS["h200"].tflops,
     "NVIDIA H200 NVL": 835.5,
     # NVIDIA L40S datasheet; Ada architecture whitepaper, appendix A
-    "NVIDIA L40S": 362.05,
-    "NVIDIA GeForce RTX 4090": 165.2,
+    "NVIDIA L40S": CHIPS["l40s"].tflops,
+    "NVIDIA GeForce RTX 4090": CHIPS["rtx4090"].tflops,
     # Google Cloud TPU documentation, a chip each, which is one device in JAX
-    "TPU v4": 275.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5e": 197.0,
-    "TPU v5": 459.0,
-    "TPU v5p": 459.0,
-    "TPU v6 lite": 918.0,
-    "TPU v6e": 918.0,
+    "TPU v4": CHIPS["v4"].tflops,
+    "TPU v5 lite": CHIPS["v5e"].tflops,
+    "TPU v5e": CHIPS["v5e"].tflops,
+    "TPU v5": CHIPS["v5p"].tflops,
+    "TPU v5p": CHIPS["v5p"].tflops,
+    "TPU v6 lite": CHIPS["v6e"].tflops,
+    "TPU v6e": CHIPS["v6e"].tflops,
 }
 
 

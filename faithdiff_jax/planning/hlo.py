@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 # Instructions that move nothing: names for what is there, and those whose work is in the computations they call.
@@ -261,14 +261,16 @@ def _argument(parameter: Instruction) -> int:
 
 def _size(kind: str, *, everywhere: bool = False) -> int:
     """Bytes of a type; only of what lies in the device's memory (space 0) unless `everywhere`."""
-    return sum(_sizes(_ARRAY.findall(kind), lambda layout: everywhere or not re.search(r"S\([1-9]", layout)))
+    size = 0
+    for dtype, shape, layout in _ARRAY.findall(kind):
+        if everywhere or not re.search(r"S\([1-9]", layout):
+            size += math.prod(int(side) for side in shape.split(",") if side) * _bits(dtype) // 8
+    return size
 
 
-def _sizes(arrays: Iterable[tuple[str, str, str]], counts: Callable[[str], bool]) -> Iterator[int]:
-    for dtype, shape, layout in arrays:
-        if counts(layout):
-            bits = _BITS.get(dtype)
-            if bits is None:
-                digits = re.search(r"[0-9]+", dtype)
-                bits = int(digits[0]) if digits else 0
-            yield math.prod(int(side) for side in shape.split(",") if side) * bits // 8
+def _bits(dtype: str) -> int:
+    """Of an element: what the name says, but for those whose name says none."""
+    if dtype in _BITS:
+        return _BITS[dtype]
+    digits = re.search(r"[0-9]+", dtype)
+    return int(digits[0]) if digits else 0

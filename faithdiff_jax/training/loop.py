@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from faithdiff_jax.data.loader import BatchIterator
 from faithdiff_jax.errors import InputError, RunError
 from faithdiff_jax.planning import flops
+from faithdiff_jax.sharding import placed_shapes
 from faithdiff_jax.training.checkpoints import Checkpoints, named_leaves
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.distillation import DistillStep
@@ -137,12 +138,7 @@ def _start(
     _, frozen = _parameters(step, stored, only_frozen=True)
     shapes = trained_shapes(step.config, model_shapes(step.model), step.labels)
     abstract = jax.eval_shape(step.init, abstract_arrays(shapes, jnp.float32))
-    placed = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        abstract,
-        step.shardings(abstract),
-    )
-    state, data = checkpoints.restore(latest, placed)
+    state, data = checkpoints.restore(latest, placed_shapes(abstract, step.shardings(abstract)))
     check_finite(named_leaves(state), checkpoints.folder / str(latest))
     batches.set_state(data)
     return state, frozen

@@ -4,6 +4,7 @@ TrainConfig, mesh --shapes laid out over it--> lowered step, and what its state 
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,14 +18,13 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.backend import trace_for
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.planning import flops
-from faithdiff_jax.sharding import batch_sharding
+from faithdiff_jax.sharding import BATCH_AXES, batch_sharding, bytes_on_device, mesh_sides, placed_shapes
 from faithdiff_jax.training.batch import abstract_batch, check_batch
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.distillation import DistillStep, Teacher, teacher_options
 from faithdiff_jax.training.groups import assign_groups
 from faithdiff_jax.training.parameters import Shapes, model_shapes, trained_shapes
-from faithdiff_jax.training.preparation import step_flops
+from faithdiff_jax.training.preparation import abstract_arrays, step_flops
 from faithdiff_jax.training.step import TrainStep
 
 
@@ -71,15 +71,8 @@ class PlannedStep:
 
     def all_flops(self) -> float:
         """The same with what rematerialisation computes again."""
-        if self.config.rematerialisation == "none":
-            return self.model_flops()
-        samples = self.model.alignment.group or 1
-        one = dataclasses.replace(self.config, accumulation=1, batch=samples)
-        again = dataclasses.replace(self, config=one).step(None)
-        state, frozen, batch = self._arguments(again)
-        step_number = jax.ShapeDtypeStruct((), jnp.int32)
-        counted = flops.count(again.gradients, state["trained"], frozen, batch, step_number)
-        return counted / samples * self.config.batch
+        one_round = dataclasses.replace(self.config, accumulation=1)
+        return step_flops(dataclasses.replace(self, config=one_round).step(None), self.shapes, repeated=True)
 
     def lower(self, mesh: Mesh) -> tuple[jax.stages.Lowered, dict[str, int]]:
         """The step traced and lowered for a TPU's mesh, and bytes of its arguments on each device, by what they are.
@@ -91,25 +84,19 @@ class PlannedStep:
         step = self.step(mesh)
         state, frozen, batch = self._arguments(step)
         rows = batch_sharding(mesh, self.config.batch)
-        state, frozen = (self._placed(tree, step.shardings(tree)) for tree in (state, frozen))
-        batch = self._placed(batch, jax.tree.map(lambda leaf: rows, batch))
-        held = {name: _bytes_held(state[name]) for name in ("trained", "optimizer", "ema") if name in state}
-        held |= {"frozen": _bytes_held(frozen), "batch": _bytes_held(batch)}
+        state, frozen = (placed_shapes(tree, step.shardings(tree)) for tree in (state, frozen))
+        batch = placed_shapes(batch, jax.tree.map(lambda leaf: rows, batch))
+        held = {name: bytes_on_device(state[name]) for name in ("trained", "optimizer", "ema") if name in state}
+        held |= {"frozen": bytes_on_device(frozen), "batch": bytes_on_device(batch)}
         with trace_for("tpu"):
             return step.run.lower(state, frozen, batch), held
 
     def _arguments(self, step: TrainStep) -> tuple[Any, Any, Any]:
         """State, frozen parameters and batch, as shapes."""
-        masters = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in self.trained.items()}
-        frozen = {p: jax.ShapeDtypeStruct(shape, step.dtype) for p, shape in step.frozen_shapes(self.shapes).items()}
+        masters = abstract_arrays(self.trained, jnp.float32)
+        frozen = abstract_arrays(step.frozen_shapes(self.shapes), step.dtype)
         batch = abstract_batch(step.config, self.model, step.config.batch)
         return jax.eval_shape(step.init, masters), frozen, batch
-
-    @staticmethod
-    def _placed(tree: Any, places: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, places
-        )
 
 
 def advice(config: TrainConfig, mesh: tuple[int, int], held: int, temporary: int) -> str:
@@ -145,21 +132,9 @@ def mesh_over(config: TrainConfig, devices: np.ndarray) -> Mesh:
     Raises:
         InputError: its sides do not multiply to their number.
     """
-    sides, count = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}, len(devices)
-    free = [name for name, side in sides.items() if side == -1]
-    if len(free) == 1:
-        sides[free[0]] = max(1, count // -(sides["data"] * sides["fsdp"]))
-    if sides["data"] * sides["fsdp"] != count or min(sides.values()) < 1:
+    sides, count = mesh_sides(config.mesh.data, config.mesh.fsdp, len(devices)), len(devices)
+    if math.prod(sides) != count or min(sides) < 1:
         raise InputError(
             f"mesh is {config.mesh.data} x {config.mesh.fsdp} (mesh.data x mesh.fsdp): must multiply to {count} chips"
         )
-    return Mesh(devices.reshape(sides["data"], -1), tuple(sides), axis_types=(AxisType.Auto,) * 2)
-
-
-def _bytes_held(tree: Any) -> int:
-    """Of one device, by how the leaves lie."""
-    sizes = (
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * jnp.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-    return sum(sizes)
+    return Mesh(devices.reshape(sides), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)

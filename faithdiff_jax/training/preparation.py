@@ -113,16 +113,19 @@ def load_tokenizers(model: FaithDiffConfig, model_dir: pathlib.Path) -> Tokenize
     return tokenizers
 
 
-def step_flops(step: TrainStep, shapes: Shapes) -> float:
-    """Model FLOPs of one step: matrix products of loss and gradients, without any that rematerialisation repeats."""
+def step_flops(step: TrainStep, shapes: Shapes, *, repeated: bool = False) -> float:
+    """Model FLOPs of one step: matrix products of loss and gradients.
+
+    With `repeated`, those that rematerialisation computes again are counted again; the step is of one round then.
+    """
     config, model = step.config, step.model
     trained = abstract_arrays(trained_shapes(config, shapes, step.labels), jnp.float32)
     frozen = abstract_arrays(step.frozen_shapes(shapes), step.dtype)
-    plain = step.without_rematerialisation()
+    counted = step if repeated else step.without_rematerialisation()
     # FLOPs go with the batch, and a batch of one unit traces faster.
     samples = model.alignment.group or 1
     batch = abstract_batch(config, model, samples)
-    one = flops.count(plain.gradients, trained, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32))
+    one = flops.count(counted.gradients, trained, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32))
     return one / samples * config.batch
 
 
