@@ -144,14 +144,18 @@ def means(pictures: list[np.ndarray], references: list[np.ndarray]) -> dict[str,
 
 
 def plot(rows: list[Row], path: pathlib.Path) -> None:
-    """Time against PSNR to the reference, as SVG; the settings that no faster one comes closer than are joined."""
-    rows = [row for row in rows if row.name != REFERENCE and "seed" not in row.name]
-    width, height, left, bottom = 860, 520, 60, 50
+    """Time against PSNR to the reference, as SVG; the settings that no faster one comes closer than are joined.
+
+    Dots have numbers, by time, which the list beside the plot explains: names would cover one another.
+    """
+    rows = sorted((row for row in rows if row.name != REFERENCE and "seed" not in row.name), key=lambda row: row.time)
+    right, height, left, bottom = 640, 520, 60, 50
+    width = right + 260
     high = max(row.time for row in rows) * 1.05
     low_psnr, high_psnr = min(row.psnr for row in rows) - 1, max(row.psnr for row in rows) + 1
 
     def place(row: Row) -> tuple[float, float]:
-        x = left + row.time / high * (width - left - 20)
+        x = left + row.time / high * (right - left)
         return x, height - bottom - (row.psnr - low_psnr) / (high_psnr - low_psnr) * (height - bottom - 20)
 
     best = [
@@ -159,26 +163,34 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
         for row in rows
         if not any(other.time < row.time and other.psnr >= row.psnr for other in rows if other != row)
     ]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, sorted(best, key=lambda row: row.time)))
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, best))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         'font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<path d="M{left} 20V{height - bottom}H{width - 20}" fill="none" stroke="black"/>',
+        f'<path d="M{left} 20V{height - bottom}H{right}" fill="none" stroke="black"/>',
         f'<polyline points="{line}" fill="none" stroke="#c8102e"/>',
-        f'<text x="{width / 2}" y="{height - 12}">time of denoising, 20 Euler steps = 1</text>',
+        f'<text x="{(left + right) / 2 - 100}" y="{height - 12}">time of denoising, 20 Euler steps = 1</text>',
         f'<text transform="translate(14 {height / 2 + 100}) rotate(-90)">PSNR to 20 Euler steps, dB</text>',
     ]
     for tick in np.arange(0.2, high, 0.2):
-        x = left + tick / high * (width - left - 20)
+        x = left + tick / high * (right - left)
         parts.append(f'<text x="{x - 8:.1f}" y="{height - bottom + 16}">{tick:.1f}</text>')
     for tick in np.arange(np.ceil(low_psnr / 5) * 5, high_psnr, 5):
         y = height - bottom - (tick - low_psnr) / (high_psnr - low_psnr) * (height - bottom - 20)
         parts.append(f'<text x="{left - 24}" y="{y + 4:.1f}">{tick:.0f}</text>')
-    for row in rows:
+    taken: list[tuple[float, float]] = []
+    for number, row in enumerate(rows, 1):
         (x, y), colour = place(row), "#c8102e" if row in best else "#666666"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}" fill="{colour}">{html.escape(row.name)}</text>')
+        label = y - 6
+        while any(abs(x - other_x) < 16 and abs(label - other_y) < 11 for other_x, other_y in taken):
+            label -= 11  # above the number that is there
+        taken.append((x, label))
+        parts.append(f'<text x="{x - 5:.1f}" y="{label:.1f}" fill="{colour}">{number}</text>')
+        parts.append(f'<text x="{right + 20}" y="{16 + 18 * number}" fill="{colour}">{number}</text>')
+        name = html.escape(row.name)
+        parts.append(f'<text x="{right + 42}" y="{16 + 18 * number}" fill="{colour}">{name}</text>')
     path.write_text("\n".join([*parts, "</svg>\n"]), encoding="utf-8")
 
 
