@@ -156,6 +156,38 @@ def test_figures_that_json_lacks(folders):
     assert [entry["figures"][2] for entry in entries] == [["Infinity"], ["-Infinity"], [None]]
 
 
+def test_names_of_results_and_inputs_may_have_endings(folders):
+    expected = [list(group.pictures.values()) for group in all_of(folders).groups()]
+    for folder, ending in (("a", "_out"), ("b", "_RealESRGAN"), ("low", "_LR4")):
+        for file in (folders / folder).iterdir():
+            file.rename(file.with_stem(file.stem + ending))
+    comparison = all_of(folders)
+    assert comparison.names == ("one", "three", "two")
+    assert comparison.missing == ["b has no 'two'"]
+    found = [list(group.pictures.values()) for group in comparison.groups()]
+    for these, those in zip(found, expected, strict=True):
+        for ours, theirs in zip(these, those, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_names_in_doubt_are_refused_or_read_by_their_ending(folders, rng, capsys):
+    for file in [*(folders / "a").iterdir()]:
+        write(folders / "a" / f"{file.stem}_1.png", noise(rng, 48, 64))
+        file.rename(file.with_stem(file.stem + "_2"))
+    with pytest.raises(InputError, match=r"^a: names can be read in 2 ways .* --ending"):
+        all_of(folders)
+    flags = [f"--method=a={folders / 'a'}", f"--references={folders / 'truth'}", f"--output={folders / 'out.html'}"]
+    assert run_command("gallery", [*flags, "--ending=_2"]) == 0
+    err = capsys.readouterr().err
+    assert "reference has no 'one_1', 'three_1', 'two_1'" in err
+    page = Page((folders / "out.html").read_text(encoding="utf-8"))
+    by_name = {entry["name"]: index for index, entry in enumerate(page.data()["pictures"])}
+    halved = np.asarray(Image.open(folders / "truth" / "two.png")) // 2
+    np.testing.assert_array_equal(pixels(page.sources(by_name["two"])[0]), halved)
+    assert run_command("gallery", [*flags, "--ending=_3"]) == 2
+    assert "no picture's name ends in it" in capsys.readouterr().err
+
+
 def test_large_pictures_are_reduced_and_the_page_says_so(folders):
     write_gallery(folders / "out.html", all_of(folders), options=GalleryOptions(largest_side=32))
     page = Page((folders / "out.html").read_text(encoding="utf-8"))
@@ -210,6 +242,7 @@ def test_pictures_of_other_sizes_are_noted(folders, rng):
     assert notes == ["a has 30x24 pixels, shown at 64x48"]
     measured = measure(comparison, ["psnr"])
     assert measured.of("a", "one") == [None]
+    assert measured.of("b", "one") != [None]
     assert len(measured.notes) == 1
     assert measured.notes[0].startswith("one, a: no PSNR: pictures of 30x24 and 64x48")
 

@@ -21,7 +21,7 @@ ALLOWED = {
     "weights": {"weights", "models", "diffusion", "config", "files"},
     "inference": {"inference", "models", "diffusion", "weights", "files", "config", "sharding", "planning"},
     "data": {"data", "files", "config"},
-    "evaluation": {"evaluation", "files", "config"},
+    "evaluation": {"evaluation", "models", "files", "config"},
     "baselines": {"baselines", "inference", "models", "weights", "files", "config", "sharding"},
     "training": {
         "training", "models", "diffusion", "data", "weights", "sharding", "config", "inference", "files",

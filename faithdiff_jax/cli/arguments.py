@@ -92,8 +92,16 @@ def named_folder(text: str) -> tuple[str, Path]:
 
 
 def add_methods(parser: argparse.ArgumentParser, help: str) -> None:
-    """The flag --method of commands that compare folders; `by_name` reads what it was given."""
+    """The flags of commands that compare folders; `by_name` reads what --method was given."""
     parser.add_argument("--method", type=named_folder, metavar="NAME=DIR", action="append", required=True, help=help)
+    add_ending(parser)
+
+
+def add_ending(parser: argparse._ActionsContainer) -> None:
+    """The flag for restored pictures whose names leave in doubt which picture they belong to."""
+    parser.add_argument(
+        "--ending", type=nonempty, metavar="TEXT", help="what restored names have behind the picture's, if in doubt"
+    )
 
 
 def by_name(pairs: Sequence[tuple[str, Path]]) -> dict[str, Path]:

@@ -92,7 +92,7 @@ def build_parser() -> Parser:
         help="test set with originals and low-quality pictures, or with the latter alone (see docs)",
     )
     sets.add_argument("--scale", type=types.number, default=4.0, metavar="X", help="how much larger restored sides are")
-    sets.add_argument("--ending", default=None, metavar="TEXT", help="what restored names have behind the picture's")
+    types.add_ending(sets)
     table = parser.add_argument_group("tables of the paper")
     table.add_argument("--config", metavar="NAME_OR_YAML", help="table1, table2 and so on, or a YAML file like them")
     table.add_argument("--data", type=types.folder, metavar="DIR", help="folder of the configuration's test sets")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Put the results of several methods on one HTML page that needs no network (--output): a slider between
 any two of them, all beside one another, zoom that keeps the place, metrics to sort by. Or on a sheet as papers print
 them (--sheet): a picture with a marked place, and that place enlarged from every method. Pictures belong together
-that have the same name, whatever their suffix."""
+by their names: 0801_out.png and 0801x4.jpg belong to 0801.png."""
 SHEET_ROWS = 6
 
 
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.sheet:
         output_format(arguments.sheet)
     methods = types.by_name(arguments.method)
-    comparison = compare(methods, inputs=arguments.input, references=arguments.references)
+    comparison = compare(methods, inputs=arguments.input, references=arguments.references, ending=arguments.ending)
     metrics = arguments.metrics
     if metrics is None:
         metrics = ["psnr", "ssim"] if arguments.references else []

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.annotations:
         annotations = annotated_words(read_json(arguments.annotations), arguments.annotations)
     methods = types.by_name(arguments.method)
-    comparison = compare(methods, inputs=arguments.input, references=arguments.references)
+    comparison = compare(methods, inputs=arguments.input, references=arguments.references, ending=arguments.ending)
     for line in comparison.missing:
         print(printable(line), file=sys.stderr)
     counts, faults = count_words(comparison, annotations)

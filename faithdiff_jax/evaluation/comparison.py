@@ -2,7 +2,9 @@
 
     method -> folder, or name -> file  --compare-->  Comparison  --groups-->  Group, one name after the other
 
-Galleries (`gallery`) and sheets (`sheets`) are made of it. Names are those of the files without their suffix.
+Galleries (`gallery`), sheets (`sheets`) and counts of words (`ocr`) are made of it. Names are those of the references'
+files without their suffix; of the inputs' or the first method's where there are none. `matching` says which of the
+others belong to them.
 """
 
 import os
@@ -17,6 +19,7 @@ from PIL import Image
 
 from faithdiff_jax.config import shown
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.evaluation.matching import match_names, stem
 from faithdiff_jax.files.images import load_image
 from faithdiff_jax.files.listing import list_images
 
@@ -108,7 +111,11 @@ class Comparison:
 
 
 def compare(
-    methods: Mapping[str, Source], *, inputs: Source | None = None, references: Source | None = None
+    methods: Mapping[str, Source],
+    *,
+    inputs: Source | None = None,
+    references: Source | None = None,
+    ending: str | None = None,
 ) -> Comparison:
     """Put together what belongs together.
 
@@ -117,10 +124,11 @@ def compare(
         inputs: the low-quality pictures; they add the columns "input" and "bicubic" (enlarged as Pillow does it, unless
             a method of that name is given).
         references: the true pictures, the column "reference".
+        ending: what the methods' files have behind the picture's name, where it cannot be told from the names.
 
     Raises:
         InputError: no method, a name that cannot be used, a folder that cannot be listed or has no pictures,
-            or two pictures of one name in a folder.
+            two pictures of one name in a folder, names that can be read in several ways, or no file with the ending.
     """
     given = dict(methods)
     if not given:
@@ -132,6 +140,10 @@ def compare(
     if references is not None:
         given[REFERENCE] = references
     files = {column: _files(column, source) for column, source in given.items()}
+    first = REFERENCE if references is not None else next(iter(given))
+    for column, source in given.items():
+        if column != first and not isinstance(source, Mapping):
+            files[column] = _named_as(files[first], column, files[column], ending if column in methods else None)
     columns = [*given]
     if inputs is not None and BICUBIC not in given:
         columns.insert(1, BICUBIC)
@@ -155,12 +167,26 @@ def _files(column: str, source: Source) -> Mapping[str, Path]:
         return source
     files: dict[str, Path] = {}
     for path in list_images(source):
-        other = files.setdefault(path.stem, path)
+        other = files.setdefault(stem(path.name), path)
         if other != path:
             raise InputError(f"{source}: {other.name} and {path.name} have one name, keep one of them")
     if not files:
         raise InputError(f"{source}: no pictures in it")
     return files
+
+
+def _named_as(
+    first: Mapping[str, Path], column: str, files: Mapping[str, Path], ending: str | None
+) -> Mapping[str, Path]:
+    """A column's files under the names of those they belong to; others keep their own."""
+    by_file = {path.name: path for path in files.values()}
+    matching = match_names(by_file, [f"{name}.png" for name in first], ending)
+    if matching.doubt:
+        raise InputError(f"{column}: {matching.doubt}")
+    named = {stem(theirs): by_file[ours] for theirs, ours in matching.pairs.items()}
+    for left in matching.ours_left:
+        named[left if stem(left) in named else stem(left)] = by_file[left]
+    return named
 
 
 def _frame(found: Mapping[str, Picture]) -> tuple[int, int]:

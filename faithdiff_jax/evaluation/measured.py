@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.evaluation.comparison import INPUT, REFERENCE, Comparison, Group
-from faithdiff_jax.evaluation.metrics import Metric, Unavailable, make_metric
-from faithdiff_jax.evaluation.metrics.names import MetricInfo
+from faithdiff_jax.evaluation import measuring
+from faithdiff_jax.evaluation.comparison import INPUT, REFERENCE, Comparison
+from faithdiff_jax.evaluation.measuring import NO_REFERENCE, Metrics
+from faithdiff_jax.evaluation.metrics.names import METRICS, MetricInfo, metric_info
 from faithdiff_jax.evaluation.protocols import Protocol, find_protocol
 
 Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -42,30 +43,27 @@ def measure(comparison: Comparison, metrics: Sequence[str], protocol: Protocol |
         InputError: there is no such metric or protocol, or the metric compares folders.
     """
     protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
-    made, notes = [], []
     for name in metrics:
-        try:
-            made.append(make_metric(name, protocol))
-        except Unavailable as error:
-            notes.append(str(error))
+        if metric_info(name).over_folders:
+            raise InputError(f"{name} compares folders: it has no figure for a single picture")
+    made = Metrics.make(metrics, protocol)
     figures: dict[str, dict[str, dict[str, float]]] = {column: {} for column in comparison.columns}
-    if made:
-        for group in comparison.groups():
-            for column in group.pictures:
-                figures[column][group.name], reasons = _of_picture(group, column, made)
-                notes += reasons
-    return Measured([metric.info for metric in made], figures, notes)
-
-
-def _of_picture(group: Group, column: str, metrics: Sequence[Metric]) -> tuple[dict[str, float], list[str]]:
-    figures, notes = {}, []
-    reference = group.pictures.get(REFERENCE)
-    for metric in metrics:
-        compares = metric.info.needs_reference
-        if column == INPUT or (compares and (reference is None or column == REFERENCE)):
-            continue
-        try:
-            figures[metric.info.title] = metric(group.pictures[column], reference if compares else None)
-        except InputError as error:
-            notes.append(f"{group.name}, {column}: no {metric.info.title}: {error}")
-    return figures, notes
+    notes: list[str] = []
+    for group in comparison.groups() if made.ready else ():
+        columns = [column for column in group.pictures if column != INPUT]
+        true = group.pictures.get(REFERENCE)
+        found = measuring.measure(
+            made,
+            [group.pictures[column] for column in columns],
+            [None if column == REFERENCE else true for column in columns],
+            [{}] * len(columns),
+        )
+        for column, measurement in zip(columns, found, strict=True):
+            figures[column][group.name] = {METRICS[name].title: value for name, value in measurement.figures.items()}
+            notes += [
+                f"{group.name}, {column}: no {METRICS[name].title}: {reason}"
+                for name, reason in measurement.notes.items()
+                if reason != NO_REFERENCE
+            ]
+    shown = [METRICS[name] for name in metrics if name in made.ready]
+    return Measured(shown, figures, [*made.unavailable.values(), *notes])

@@ -27,6 +27,9 @@ PICTURE_BYTES = 8e9
 # Below so many channels the transforms, which are not products, would be most of the work.
 CHANNELS = 64
 
+LAYOUT = jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+"""Pictures (B, H, W, C) and kernels (H, W, I, O)."""
+
 _algorithm: contextvars.ContextVar[str | None] = contextvars.ContextVar("algorithm", default=None)
 
 
@@ -45,7 +48,9 @@ def convolve(
         strides: of rows and columns.
         padding: ((top, bottom), (left, right)), or what else `conv_general_dilated` takes.
         others: what `nnx.Conv` hands on beside these; Winograd is for convolutions that leave all of it at its default.
+            It takes any `precision`, for a CPU has only one.
     """
+    others.setdefault("dimension_numbers", LAYOUT)
     plain = tuple(strides) == (1, 1) and padding in ([(1, 1), (1, 1)], ((1, 1), (1, 1)))
     if plain and kernel.shape[:2] == (3, 3) and all(_is_default(name, value) for name, value in others.items()):
         algorithm = _algorithm.get() or choose(platform(), inputs.shape, kernel.shape[-1], inputs.dtype)
@@ -90,5 +95,5 @@ def use_algorithm(name: str) -> contextlib.AbstractContextManager[None]:
 def _is_default(name: str, value: Any) -> bool:
     """Whether an argument of `nnx.Conv` is what it is for a plain convolution."""
     if name == "dimension_numbers":
-        return bool(value == jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)))
-    return value in (None, 1, (1, 1))
+        return bool(value == LAYOUT)
+    return name == "precision" or value in (None, 1, (1, 1))

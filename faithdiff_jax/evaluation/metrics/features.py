@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from faithdiff_jax.models.convolution import convolve
+
 Convolution = tuple[Float[Array, "_ _ _ _"], Float[Array, " _"]]
 """A kernel (height, width, in, out) and a bias (out,)."""
 Features = list[Float[Array, "b _ _ _"]]
@@ -79,8 +81,5 @@ def _convolved(x: jax.Array, convolution: Convolution, *, padding: int, stride: 
     """Convolution, bias, ReLU, in full float32 on every device."""
     kernel, bias = convolution
     sides = ((padding, padding), (padding, padding))
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    y = jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), sides, dimension_numbers=dimensions, precision=jax.lax.Precision.HIGHEST
-    )
+    y = convolve(x, kernel, (stride, stride), sides, precision=jax.lax.Precision.HIGHEST)
     return jax.nn.relu(y + bias[None, None, None])
