@@ -1,5 +1,6 @@
 """Groups of parameters: each parameter in one of them or frozen, whatever is wrong said in one line."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -10,7 +11,7 @@ from faithdiff_jax.config import from_dict
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.training.batch import check_batch, check_memory
-from faithdiff_jax.training.config import load_train_config
+from faithdiff_jax.training.config import LossesConfig, load_train_config
 from faithdiff_jax.training.groups import assign_groups
 from faithdiff_jax.training.parameters import model_shapes, trained_shapes
 
@@ -109,6 +110,19 @@ def test_the_vae_stays_frozen():
     assert refused(groups(rest=["unet.*", "alignment.*"], vae=["vae.*"], frozen=[])) == (
         "group 'vae' has vae.encoder.conv_in.kernel: the VAE stays frozen, add vae.* to frozen"
     )
+
+
+def test_its_decoder_trains_where_pictures_are_compared():
+    shapes = {"unet.x": (1,), "vae.encoder.x": (1,), "vae.decoder.x": (1,), "vae.post_quant_conv.x": (1,)}
+    rest = {"parameters": ["unet.*", "vae.decoder.*", "vae.post_quant_conv.*"], "learning_rate": 1e-4}
+    config = train_config({"groups": {"rest": rest}, "frozen": ["vae.encoder.*"], "losses": {"pixel": 1}})
+    assert assign_groups(config, shapes).keys() == shapes.keys() - {"vae.encoder.x"}
+    with pytest.raises(InputError, match=r"has vae\.decoder\.x, vae\.post_quant_conv\.x: the VAE stays frozen"):
+        assign_groups(dataclasses.replace(config, losses=LossesConfig()), shapes)
+    rest = {"parameters": ["unet.*", "vae.*"], "learning_rate": 1e-4}
+    config = train_config({"groups": {"rest": rest}, "losses": {"pixel": 1}})
+    with pytest.raises(InputError, match=r"the VAE's encoder stays frozen, add vae\.encoder\.\* and vae\.quant_conv"):
+        assign_groups(config, shapes)
 
 
 def test_no_group_at_all():

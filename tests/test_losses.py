@@ -7,12 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pictures import coordinates
 from training_case import BATCH, make_batch, make_step, model_config, parameters, placed, start, train_config
+from training_runs import place, train
 
+from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.config import from_dict
 from faithdiff_jax.diffusion import schedule
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.metrics.perceptual import lpips, lpips_distance
+from faithdiff_jax.files.images import upscale
+from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import unflatten
 from faithdiff_jax.training import distillation
@@ -52,6 +57,22 @@ def losses(step, batch):
     return np.asarray(jax.jit(each)(state["trained"], frozen, placed(batch, None)))
 
 
+def decoded(step, batch):
+    """What the decoder makes of the prediction, (b, H, W, 3), from the parameters that a run would start from."""
+    model = step.model
+    params = unflatten({path: jnp.asarray(array) for path, array in parameters(model).items()})
+    vae = step.networks.vae(params["vae"])
+    latents = vae.encode(batch["hq"], batch["vae_noise"])
+    forward = model.schedule, latents, batch["noise"], batch["timesteps"]
+    noisy = schedule.add_noise(*forward)
+    texts = *step.encode_text(params, batch), batch["time_ids"]
+    features = step.networks.lq_encoder(params["lq_encoder"])(batch["lq"])
+    denoiser = step.networks.denoiser({"unet": params["unet"], "alignment": params["alignment"]})
+    output = denoiser(noisy, batch["timesteps"], features, *texts)
+    clean = schedule.to_clean(model.schedule, output, noisy, batch["timesteps"])
+    return np.asarray(vae.decode(clean))
+
+
 def test_mean_errors():
     ours, theirs = jnp.float32([[[[1.0], [3.0]]], [[[0.0], [0.0]]]]), jnp.zeros((2, 1, 2, 1))
     assert mean_error("l1", ours, theirs).tolist() == [2, 0]
@@ -67,18 +88,16 @@ def test_pixels_are_those_of_the_decoded_prediction(prediction):
     step = step_with(model, losses={"latent": 0.5, "pixel": 2.0}, **settings)
     both = losses(step, batch)
 
-    params = unflatten({path: jnp.asarray(array) for path, array in parameters(model).items()})
-    vae = step.networks.vae(params["vae"])
-    latents = vae.encode(batch["hq"], batch["vae_noise"])
-    forward = model.schedule, latents, batch["noise"], batch["timesteps"]
-    noisy = schedule.add_noise(*forward)
-    texts = *step.encode_text(params, batch), batch["time_ids"]
-    features = step.networks.lq_encoder(params["lq_encoder"])(batch["lq"])
-    denoiser = step.networks.denoiser({"unet": params["unet"], "alignment": params["alignment"]})
-    output = denoiser(noisy, batch["timesteps"], features, *texts)
-    clean = schedule.to_clean(model.schedule, output, noisy, batch["timesteps"])
-    pixel = np.mean((np.asarray(vae.decode(clean)) - batch["hq"]) ** 2, axis=(1, 2, 3))
+    pixel = np.mean((decoded(step, batch) - batch["hq"]) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(both, 0.5 * latent + 2.0 * pixel, rtol=1e-4)
+
+
+def test_a_difference_is_added_to_the_lq_picture():
+    model = dataclasses.replace(fed(), decoder_output="difference")
+    step = step_with(model, losses={"latent": 0, "pixel": 1}, batch=2, noise_offset=0)
+    batch = placed(make_batch(0, 2), None)
+    wanted = np.mean(np.abs(batch["lq"] + decoded(step, batch) - batch["hq"]), axis=(1, 2, 3))
+    np.testing.assert_allclose(losses(step, batch), wanted, rtol=1e-4)
 
 
 def test_lpips_is_the_metrics(rng):
@@ -134,6 +153,45 @@ def test_only_what_trains_changes():
     assert state["trained"].keys() == {"unet.conv_out.kernel", "unet.conv_out.bias"}
     assert all(np.abs(array - before[path]).max() > 1e-6 for path, array in state["trained"].items())
     assert metrics["gradient_norm"] > 0
+
+
+def test_the_decoder_trains_where_pictures_are_compared():
+    groups = {"decoder": {"parameters": ["vae.decoder.*", "vae.post_quant_conv.*"], "learning_rate": 1e-2}}
+    frozen = ["alignment.*", "lq_encoder.*", "unet.*", "text_encoder*", "vae.encoder.*", "vae.quant_conv.*"]
+    settings = {"groups": groups, "frozen": frozen, "batch": 2, "rematerialisation": "none", "ema": None}
+    step = make_step(train_config({}, losses={"latent": 0, "pixel": 1}, **settings), fed())
+    state, fixed = start(step)
+    before = jax.device_get(state["trained"])
+    assert {path.split(".")[1] for path in before} == {"decoder", "post_quant_conv"}
+    state, _ = step.run(state, fixed, placed(make_batch(0, 2), None))
+    assert all(np.abs(array - before[path]).max() > 1e-6 for path, array in state["trained"].items())
+
+
+def test_a_decoder_of_differences_starts_at_none_and_is_exported(tmp_path):
+    """After steps that are too small to be seen, what is restored is the enlarged input."""
+    settings = {
+        "steps": 2,
+        "batch": 2,
+        "losses": {"latent": 0, "pixel": 1},
+        "model": {"decoder_output": "difference"},
+        "groups": {"last": {"parameters": ["vae.decoder.conv_out.*"], "learning_rate": 1e-9}},
+        "frozen": [
+            *("alignment.*", "lq_encoder.*", "unet.*", "text_encoder*", "vae.encoder.*", "vae.*quant_conv.*"),
+            *("vae.decoder.conv_in.*", "vae.decoder.conv_norm_out.*", "vae.decoder.*_block*"),
+        ],
+    }
+    run = tmp_path / "run"
+    assert train(place().command(run, settings), devices=1) == 0
+    assert run_command("convert", ["--run", str(run), "--output", str(tmp_path / "model")]) == 0
+    model, picture = FaithDiff.load(tmp_path / "model"), coordinates(8, 8)
+    assert model.config.decoder_output == "difference"
+    np.testing.assert_array_equal(model.restore(picture, scale=2, steps=1, color_fix="none"), upscale(picture, 2))
+
+
+def test_a_decoder_that_does_not_train_cannot_change_its_output(tmp_path, capsys):
+    settings = {"groups": LAST["groups"], "frozen": LAST["frozen"], "model": {"decoder_output": "difference"}}
+    assert train(place().command(tmp_path / "run", {"steps": 2, "batch": 2, **settings}), devices=1) == 2
+    assert "'difference': needs vae.decoder.conv_out.* in a group, to learn it" in capsys.readouterr().err
 
 
 def test_nothing_is_decoded_without_need():

@@ -18,6 +18,7 @@ from torch_aligner import TorchAligner
 
 from faithdiff_jax.config import from_dict, load, to_dict
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.images import to_float, to_uint8, upscale
 from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.config import FaithDiffConfig
@@ -33,6 +34,7 @@ VARIANTS = {
     "add": {"alignment": {"kind": "add"}},
     "last": {"alignment": {"norm_groups": 4}, "lq_features": "last"},
     "add, last": {"alignment": {"kind": "add"}, "lq_features": "last"},
+    "difference": {"decoder_output": "difference"},
 }
 
 
@@ -150,6 +152,16 @@ def test_the_aligner_works_on_last_features(rng):
     assert relative_error(model.predict_noise(*inputs), expected) > 1e-3
 
 
+def test_a_difference_is_added_to_the_enlarged_input(monkeypatch):
+    model = loaded_variant("difference")
+    image = skimage.data.astronaut()[60:83, 180:209]
+    enlarged = upscale(image, 2)
+    decoded = np.linspace(-0.5, 0.5, 48 * 64 * 3, dtype=np.float32).reshape(1, 48, 64, 3)
+    monkeypatch.setattr(model, "decode", lambda latents, vae_tile: decoded)
+    restored = model.restore(image, "the cat", scale=2, steps=1, color_fix="none", multiple=16)
+    np.testing.assert_array_equal(restored, to_uint8(to_float(enlarged) + decoded[0, :46, :58]))
+
+
 def test_published_sizes():
     add = FaithDiffConfig(alignment=AlignmentConfig(kind="add"))
     assert part_shapes(add, "alignment") == {"conv.kernel": (3, 3, 512, 320), "conv.bias": (320,)}
@@ -173,6 +185,8 @@ def test_bad_choices():
         from_dict(FaithDiffConfig, {"alignment": {"kind": "sum"}}, "here")
     with pytest.raises(InputError, match=r"^here: lq_features is 'first': must be one of penultimate, last$"):
         from_dict(FaithDiffConfig, {"lq_features": "first"}, "here")
+    with pytest.raises(InputError, match=r"^here: decoder_output is 'noise': must be one of picture, difference$"):
+        from_dict(FaithDiffConfig, {"decoder_output": "noise"}, "here")
     with pytest.raises(InputError, match="alignment: norm_groups is 32: must divide the features' 8"):
         part_shapes(FaithDiffConfig(lq_features="last"), "alignment")
 

@@ -329,7 +329,10 @@ class FaithDiff:
     def _picture(self, latents: Array, *, upscaled: np.ndarray, options: RestoreOptions) -> np.ndarray:
         """Decode latents (1, h, w, c), without the padding and with the colours of the upscaled input."""
         decoded = np.asarray(self.decode(latents, vae_tile=options.vae_tile))[0]
-        restored = images_.to_uint8(images_.crop(decoded, *upscaled.shape[:2]))
+        cropped = images_.crop(decoded, *upscaled.shape[:2])
+        if self.config.decoder_output == "difference":
+            cropped = images_.to_float(upscaled) + cropped
+        restored = images_.to_uint8(cropped)
         # As published, colours are fixed on the picture at eight bits, against the upscaled input.
         ours, theirs = (images_.to_float(picture)[None] for picture in (restored, upscaled))
         fixed = self.programs.fix_color(ours, theirs, options.color_fix, options.wavelet_levels)

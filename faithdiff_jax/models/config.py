@@ -8,6 +8,7 @@ from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.unet import UNetConfig
 from faithdiff_jax.models.vae import LQ_FEATURES, EncoderConfig, VAEConfig, feature_channels
 
+DECODER_OUTPUTS = ("picture", "difference")
 CLIP_L = TextEncoderConfig()
 CLIP_BIGG = TextEncoderConfig(
     width=1280, layers=32, heads=20, mlp_width=5120, activation="gelu", projection=1280, end_token=49407
@@ -25,6 +26,9 @@ class FaithDiffConfig:
     """The LQ encoder's sizes; None stands for those of the VAE's encoder, and becomes them."""
     lq_features: str = "penultimate"
     """Where the LQ encoder ends: "penultimate", before the VAE encoder's last norm and convolution; or "last"."""
+    decoder_output: str = "picture"
+    """What the VAE's decoder makes of restored latents: "picture", as published; or "difference", to be added to the
+    enlarged LQ picture."""
     text_encoders: tuple[TextEncoderConfig, ...] = (CLIP_L, CLIP_BIGG)
     schedule: ScheduleConfig = ScheduleConfig()
 
@@ -33,6 +37,8 @@ class FaithDiffConfig:
             object.__setattr__(self, "lq_encoder", self.vae.encoder)
         if self.lq_features not in LQ_FEATURES:
             raise ValueError(f"lq_features is {self.lq_features!r}: must be one of {', '.join(LQ_FEATURES)}")
+        if self.decoder_output not in DECODER_OUTPUTS:
+            raise ValueError(f"decoder_output is {self.decoder_output!r}: must be one of {', '.join(DECODER_OUTPUTS)}")
         if self.lq_encoder_config.image_channels != self.vae.image_channels:
             raise ValueError(
                 f"lq_encoder.image_channels is {self.lq_encoder_config.image_channels}: must equal "

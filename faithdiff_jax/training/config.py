@@ -204,8 +204,9 @@ class WatchConfig:
 class LossesConfig:
     """Weights of the parts of the loss, for each sample.
 
-    `latent` is that of the published loss, in latents. `pixel` and `lpips` compare pictures in [-1, 1]: what the frozen
+    `latent` is that of the published loss, in latents. `pixel` and `lpips` compare pictures in [-1, 1]: what the
     decoder makes of the clean latents that the prediction stands for, and the original (under `distill` the teacher's).
+    With one of them, the decoder (`vae.decoder.*`, `vae.post_quant_conv.*`) may train too, and is then not frozen.
     """
 
     latent: float = 1.0
@@ -226,6 +227,11 @@ class LossesConfig:
         low, high = self.guidance
         if not (low in WEIGHTS and high in WEIGHTS and low < high):
             raise ValueError(f"guidance is [{low:g}, {high:g}]: must be two rising numbers from 1 to 100")
+
+    @property
+    def in_pictures(self) -> bool:
+        """Whether latents must be decoded for the loss."""
+        return bool(self.pixel or self.lpips)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

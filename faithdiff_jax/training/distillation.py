@@ -215,7 +215,7 @@ class DistillStep(TrainStep):
             theirs = jax.lax.stop_gradient(theirs)
             each = self.config.losses.latent * mean_error(self.config.loss, ours, theirs)
             if self.pictures is not None:
-                each += self.pictures(*(vae.decode(to_clean(latents).astype(self.dtype)) for latents in (ours, theirs)))
+                each += self.pictures(*(self.decode(vae, to_clean(latents), batch) for latents in (ours, theirs)))
         return jnp.mean(each), each
 
     def restored(

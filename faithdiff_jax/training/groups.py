@@ -8,8 +8,9 @@ from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.lora import LORA_GROUP, adapter_paths
 
 NAMED_AT_MOST = 5
-# The VAE only encodes here, and its latents are what the loss compares with; autoencoder.py trains it.
-NEVER_TRAINED = "vae."
+# The VAE's latents are what the loss compares with, and autoencoder.py trains it; its decoder is part of the prediction
+# where the loss is of pictures.
+VAE, DECODER = "vae.", ("vae.decoder.", "vae.post_quant_conv.")
 
 
 def assign_groups(config: TrainConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
@@ -47,9 +48,13 @@ def assign_groups(config: TrainConfig, shapes: Mapping[str, tuple[int, ...]]) ->
     if none:
         raise InputError(f"no group has {_listed(none)}: add a pattern to a group, or to frozen")
     trained = {path: groups[0] for path, groups in claims.items() if groups[0]}
-    vae = [path for path in trained if path.startswith(NEVER_TRAINED)]
+    decoded = config.losses.in_pictures and config.distill is None
+    vae = [path for path in trained if path.startswith(VAE) and not (decoded and path.startswith(DECODER))]
     if vae:
-        raise InputError(f"group {trained[vae[0]]!r} has {_listed(vae)}: the VAE stays frozen, add vae.* to frozen")
+        which, frozen = ("VAE's encoder", "vae.encoder.* and vae.quant_conv.*") if decoded else ("VAE", "vae.*")
+        raise InputError(
+            f"group {trained[vae[0]]!r} has {_listed(vae)}: the {which} stays frozen, add {frozen} to frozen"
+        )
     if config.lora is not None:
         trained |= dict.fromkeys(adapter_paths(config.lora, shapes, trained), LORA_GROUP)
     return trained

@@ -1,4 +1,4 @@
-"""Errors of what a step predicts: in latents, and in pictures through the frozen decoder.
+"""Errors of what a step predicts: in latents, and in pictures through the decoder.
 
 output, target            --L1 or L2--> latent error
 clean latent --decoder--> picture; picture, reference --L1 or L2, LPIPS--> picture error
@@ -56,7 +56,7 @@ def picture_loss(config: TrainConfig) -> PictureLoss | None:
         Unavailable: the loss has LPIPS, whose weights are not installed.
     """
     losses = config.losses
-    if not losses.pixel and not losses.lpips:
+    if not losses.in_pictures:
         return None
     distance = lpips_distance(LPIPS_NET) if losses.lpips else None
     return PictureLoss(config.loss, losses.pixel, losses.lpips, distance)

@@ -26,7 +26,7 @@ from faithdiff_jax.weights.initialisation import fresh_part
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
 NAMED_AT_MOST = 5
-GUIDANCE = "cond_proj.kernel"
+GUIDANCE, DECODED = "cond_proj.kernel", "decoder.conv_out."
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -96,7 +96,14 @@ def _part(
         known = model if not new else dataclasses.replace(model, unet=stored.config.unet)
         places = {path: place for path, place in sharding.items() if path not in new}
         loaded = flatten(stored.load(part, config=known, dtype=dtype, sharding=places))
-        loaded |= {path: _put(np.zeros(shapes[path], np.float32), sharding[path]) for path in new}
+        if part == "vae" and model.decoder_output != stored.config.decoder_output:
+            # A decoder that is to put out something else puts out nothing at first.
+            last = [path for path in shapes if path.startswith(DECODED)]
+            if not all(f"{part}.{path}" in labels for path in last):
+                output = model.decoder_output
+                raise InputError(f"model.decoder_output is {output!r}: needs vae.{DECODED}* in a group, to learn it")
+            new += last
+        loaded |= {path: _put(np.zeros(shapes[path], dtype), sharding[path]) for path in new}
         return {f"{part}.{path}": array for path, array in loaded.items()}
     fresh = fresh_part(model, part, dict(stored.arrays("vae")), config.seed)
     return {f"{part}.{path}": _put(array.astype(np.float32), sharding[path]) for path, array in fresh.items()}

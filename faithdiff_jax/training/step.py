@@ -22,6 +22,7 @@ from faithdiff_jax.diffusion import schedule
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.layers import rematerialise
 from faithdiff_jax.models.parts import Networks, numbered, unflatten
+from faithdiff_jax.models.vae import VAE
 from faithdiff_jax.sharding import batch_constraint, parameter_sharding
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.lora import merge_adapters
@@ -162,8 +163,13 @@ class TrainStep:
                 wanted = None
                 if losses.guidance is not None and draws.guidance is not None:
                     wanted = jnp.equal(draws.guidance, losses.guidance[1])
-                each += self.pictures(vae.decode(clean.astype(self.dtype)), batch["hq"], wanted)
+                each += self.pictures(self.decode(vae, clean, batch), batch["hq"], wanted)
         return jnp.mean(each), each
+
+    def decode(self, vae: VAE, latents: Float[Array, "b h w z"], batch: Batch) -> Float[Array, "b H W c"]:
+        """The pictures (b, H, W, 3), about [-1, 1], that clean latents (b, h, w, z) stand for."""
+        decoded = vae.decode(latents.astype(self.dtype))
+        return decoded if self.model.decoder_output == "picture" else batch["lq"].astype(self.dtype) + decoded
 
     def encode_text(self, params: Mapping[Any, Any], batch: Batch) -> tuple[Float[Array, "b m d"], Float[Array, "b p"]]:
         """Context and pooled text of a batch's token ids; `params` by part."""
