@@ -20,6 +20,7 @@ from faithdiff_jax.models.parts import builders, flatten, numbered, part_shapes,
 from faithdiff_jax.weights import rules
 from faithdiff_jax.weights.keymap import KeyMap, compare
 from faithdiff_jax.weights.model_directory import ModelDirectory
+from faithdiff_jax.weights.safetensors_format import Tensor
 from faithdiff_jax.weights.stored_files import Contents
 from faithdiff_jax.weights.tensor_files import Arrays, Renamed, TensorSource
 
@@ -34,7 +35,7 @@ _NORMS = (".norm_in.", ".ln_1.", ".ln_2.")
 _ZERO_BIASES = (".attn.in_proj_bias", ".attn.out_proj.bias")
 
 
-def fresh_part(config: FaithDiffConfig, part: str, vae: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+def fresh_part(config: FaithDiffConfig, part: str, vae: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     """The aligner or the LQ encoder before any training, of whatever kind the config names.
 
     Args:
@@ -88,7 +89,7 @@ def initial_alignment(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Tenso
     return Arrays({name: _initial(name, shapes, rng) for name in sorted(shapes)})
 
 
-def _initial(name: str, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> np.ndarray:
+def _initial(name: str, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator) -> Tensor:
     shape = shapes[name]
     is_weight = name.endswith("weight")
     if any(part in name for part in _NORMS):
@@ -103,7 +104,7 @@ def _initial(name: str, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Ge
     return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
-def fresh_params(config: FaithDiffConfig, seed: int) -> dict[str, dict[str, np.ndarray]]:
+def fresh_params(config: FaithDiffConfig, seed: int) -> dict[str, dict[str, Tensor]]:
     """The parameters of every part, by part name, float32.
 
     The LQ encoder is a copy of the VAE's encoder and the aligner starts as published. In UNet and VAE the ends of the
@@ -113,7 +114,7 @@ def fresh_params(config: FaithDiffConfig, seed: int) -> dict[str, dict[str, np.n
     """
     build = builders(config)
 
-    def parameters(part: str) -> dict[str, np.ndarray]:
+    def parameters(part: str) -> dict[str, Tensor]:
         state = nnx.to_pure_dict(nnx.state(build[part](rngs=nnx.Rngs(_key(seed, part))), nnx.Param))
         return {path: np.asarray(leaf) for path, leaf in flatten(state).items()}
 
@@ -134,7 +135,7 @@ def fresh_params(config: FaithDiffConfig, seed: int) -> dict[str, dict[str, np.n
 
 def write_model(
     config: FaithDiffConfig,
-    params: Mapping[str, Mapping[str, np.ndarray]],
+    params: Mapping[str, Mapping[str, Tensor]],
     tokenizers_from: pathlib.Path | str,
     output: pathlib.Path | str,
     provenance: Mapping[str, Any],
@@ -174,7 +175,7 @@ def _tokenizer_folders(config: FaithDiffConfig, folder: pathlib.Path | str) -> l
     return [pathlib.Path(folder) / name for name in numbered("tokenizer", len(config.text_encoders))]
 
 
-def _with_zeros(arrays: Mapping[str, np.ndarray], ends: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _with_zeros(arrays: Mapping[str, Tensor], ends: tuple[str, ...]) -> dict[str, Tensor]:
     return {path: np.zeros_like(array) if path.endswith(ends) else array for path, array in arrays.items()}
 
 

@@ -12,11 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
-from jaxtyping import Shaped
 
-from faithdiff_jax.weights.safetensors_format import shown
-
-Tensor = Shaped[np.ndarray, "..."]
+from faithdiff_jax.weights.safetensors_format import Tensor, shown
 
 
 @dataclasses.dataclass(frozen=True)

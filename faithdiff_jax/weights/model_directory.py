@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import yaml
 
 from faithdiff_jax._version import __version__
@@ -25,7 +24,7 @@ from faithdiff_jax.models.parts import Params, numbered, part_names, part_shapes
 from faithdiff_jax.weights import safetensors_format
 from faithdiff_jax.weights.keymap import compare
 from faithdiff_jax.weights.model_card import model_card
-from faithdiff_jax.weights.safetensors_format import FileRecord, Place, Spec, shown
+from faithdiff_jax.weights.safetensors_format import FileRecord, Place, Spec, Tensor, shown
 from faithdiff_jax.weights.stored_files import (
     CONFIG,
     Contents,
@@ -123,7 +122,7 @@ class ModelDirectory:
         """
         return {name: (place.dtype, place.shape) for name, place in self._places(part).items()}
 
-    def arrays(self, part: str, paths: Iterable[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    def arrays(self, part: str, paths: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield (dotted path, array) of a part as stored, in the order of `paths`; None for all, as they are stored."""
         places = self._places(part)
         for path in places if paths is None else paths:

@@ -39,8 +39,10 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Spec = tuple[np.dtype[Any], tuple[int, ...]]
 """Dtype and shape."""
+Tensor = Shaped[np.ndarray, "..."]
+"""Of any shape and dtype."""
 Arrays = Iterable[tuple[str, np.ndarray]]
-"""(name, array), one by one."""
+"""(name, array), one by one; a stream, which no check may look into."""
 
 # The library refuses longer headers too; a file of another kind states lengths of exabytes here.
 LONGEST_HEADER = 100_000_000
@@ -129,7 +131,7 @@ def _entries(path: pathlib.Path, header: bytes) -> dict[str, tuple[str, list[int
     return kept
 
 
-def read_tensor(path: pathlib.Path, place: Place) -> Shaped[np.ndarray, "..."]:
+def read_tensor(path: pathlib.Path, place: Place) -> Tensor:
     """Read one tensor into an array of its own."""
     array = _empty(place)
     with path.open("rb") as file:
@@ -139,14 +141,14 @@ def read_tensor(path: pathlib.Path, place: Place) -> Shaped[np.ndarray, "..."]:
     return array
 
 
-def _empty(place: Place) -> np.ndarray:
+def _empty(place: Place) -> Tensor:
     """An array for a tensor, whose memory begins where JAX on CPU takes it as it is, without a copy."""
     memory = np.empty(place.size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + place.size].view(place.dtype).reshape(place.shape)
 
 
-def read_slice(path: pathlib.Path, place: Place, index: tuple[slice, ...]) -> Shaped[np.ndarray, "..."]:
+def read_slice(path: pathlib.Path, place: Place, index: tuple[slice, ...]) -> Tensor:
     """Read a part of one tensor into an array of its own: rows of it as bytes, anything else from a map of the file.
 
     Args:
@@ -212,7 +214,7 @@ def record(path: pathlib.Path) -> FileRecord:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def is_finite(array: Shaped[np.ndarray, "..."]) -> bool:
+def is_finite(array: Tensor) -> bool:
     """Whether no number of a floating-point array is infinite or NaN. Fast for float32, float16 and bfloat16."""
     mask = _EXPONENTS.get(array.dtype)
     if mask is None:

@@ -18,7 +18,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.parts import Params, unflatten
 from faithdiff_jax.weights import safetensors_format
 from faithdiff_jax.weights.keymap import compare
-from faithdiff_jax.weights.safetensors_format import Arrays, FileRecord, Place, Spec, shown
+from faithdiff_jax.weights.safetensors_format import Arrays, FileRecord, Place, Spec, Tensor, shown
 
 CONFIG = "config.yaml"
 NAMED_AT_MOST = 20
@@ -38,7 +38,7 @@ class Contents(NamedTuple):
     """(dotted path, array) in the order of `specs`; one is asked for when the one before is written."""
 
     @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Contents":
+    def of(cls, arrays: Mapping[str, Tensor]) -> "Contents":
         """Arrays in memory."""
         return cls({path: (array.dtype, array.shape) for path, array in arrays.items()}, arrays.items())
 
@@ -191,15 +191,15 @@ def _noting(arrays: Arrays, part: str, nonfinite: list[str]) -> Arrays:
         yield path, array
 
 
-def _reader(file: pathlib.Path, place: Place, dtype: np.dtype[Any]) -> Callable[[Index | None], np.ndarray]:
+def _reader(file: pathlib.Path, place: Place, dtype: np.dtype[Any]) -> Callable[[Index | None], Tensor]:
     """A function that reads slices of a tensor in another dtype, each once: devices may hold the same one."""
 
     @functools.cache
-    def read(ranges: tuple[tuple[int, int], ...]) -> np.ndarray:
+    def read(ranges: tuple[tuple[int, int], ...]) -> Tensor:
         index = tuple(slice(start, stop) for start, stop in ranges)
         return safetensors_format.read_slice(file, place, index).astype(dtype, copy=False)
 
-    def read_index(index: Index | None) -> np.ndarray:
+    def read_index(index: Index | None) -> Tensor:
         index = index or (slice(None),) * len(place.shape)
         return read(tuple(axis.indices(length)[:2] for axis, length in zip(index, place.shape, strict=True)))
 

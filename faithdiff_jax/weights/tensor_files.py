@@ -18,7 +18,7 @@ import numpy as np
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.reading import read_json, require_file
 from faithdiff_jax.weights import safetensors_format
-from faithdiff_jax.weights.safetensors_format import shown
+from faithdiff_jax.weights.safetensors_format import Tensor, shown
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.(safetensors|bin|pt|pth)")
@@ -47,7 +47,7 @@ class TensorSource(abc.ABC):
         """Name -> dtype, `ml_dtypes.bfloat16` included."""
 
     @abc.abstractmethod
-    def get(self, name: str) -> np.ndarray:
+    def get(self, name: str) -> Tensor:
         """Read one tensor into an array of its own."""
 
 
@@ -86,7 +86,7 @@ class SafetensorsFile(TensorSource):
         """See `TensorSource`."""
         return {name: place.dtype for name, place in self._places.items()}
 
-    def get(self, name: str) -> np.ndarray:
+    def get(self, name: str) -> Tensor:
         """See `TensorSource`."""
         return safetensors_format.read_tensor(self.files[0], self._places[name])
 
@@ -117,9 +117,9 @@ class TorchFile(TensorSource):
         """See `TensorSource`."""
         return {name: _DTYPES_BY_NAME[_dtype_name(tensor)] for name, tensor in self._tensors.items()}
 
-    def get(self, name: str) -> np.ndarray:
+    def get(self, name: str) -> Tensor:
         """See `TensorSource`."""
-        array: np.ndarray
+        array: Tensor
         tensor = self._tensors[name]
         self._read += tensor.nbytes
         if tensor.dtype == self._torch.bfloat16:
@@ -198,7 +198,7 @@ class Shards(TensorSource):
         """See `TensorSource`."""
         return {name: dtype for part in self._parts for name, dtype in part.dtypes().items()}
 
-    def get(self, name: str) -> np.ndarray:
+    def get(self, name: str) -> Tensor:
         """See `TensorSource`."""
         return self._sources[name].get(name)
 
@@ -234,7 +234,7 @@ class Renamed(TensorSource):
         dtypes = self._source.dtypes()
         return {new: dtypes[old] for new, old in self._names.items()}
 
-    def get(self, name: str) -> np.ndarray:
+    def get(self, name: str) -> Tensor:
         """See `TensorSource`."""
         return self._source.get(self._names[name])
 
@@ -242,7 +242,7 @@ class Renamed(TensorSource):
 class Arrays(TensorSource):
     """Tensors that are not published but made here."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
+    def __init__(self, arrays: Mapping[str, Tensor]):
         self._arrays = arrays
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -253,7 +253,7 @@ class Arrays(TensorSource):
         """See `TensorSource`."""
         return {name: array.dtype for name, array in self._arrays.items()}
 
-    def get(self, name: str) -> np.ndarray:
+    def get(self, name: str) -> Tensor:
         """See `TensorSource`."""
         return self._arrays[name]
 

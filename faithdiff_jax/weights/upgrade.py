@@ -23,7 +23,7 @@ from faithdiff_jax.models.parts import part_names, part_shapes
 from faithdiff_jax.weights.from_torch import Track, untracked
 from faithdiff_jax.weights.keymap import compare
 from faithdiff_jax.weights.model_directory import ModelDirectory
-from faithdiff_jax.weights.safetensors_format import Spec
+from faithdiff_jax.weights.safetensors_format import Spec, Tensor
 from faithdiff_jax.weights.stored_files import CONFIG, Contents
 
 # How much of a part is in memory at a time.
@@ -87,7 +87,7 @@ def _contents(folder: pathlib.Path) -> Contents:
             raise ValueError("its metadata is damaged")
         specs: dict[str, Spec] = {path: (np.dtype(leaf.dtype), tuple(leaf.shape)) for path, leaf in leaves.items()}
 
-    def arrays() -> Iterator[tuple[str, np.ndarray]]:
+    def arrays() -> Iterator[tuple[str, Tensor]]:
         for group in groups(specs, lambda path: math.prod(specs[path][1]) * specs[path][0].itemsize, GROUP_BYTES):
             wanted = {path: leaf if path in group else ocp.PLACEHOLDER for path, leaf in leaves.items()}
             with _reading(folder):
