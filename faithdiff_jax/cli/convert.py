@@ -20,6 +20,7 @@ TO_MODEL = ("sdxl", "run", "upgrade")
 OPTIONS = {
     "vae": ("sdxl",),
     "faithdiff": ("sdxl",),
+    "unet": ("sdxl",),
     "variant": ("sdxl",),
     "seed": ("sdxl",),
     "step": ("run",),
@@ -36,13 +37,21 @@ def build_parser() -> Parser:
     parser = Parser(DESCRIPTION)
     parser.add_argument("--sdxl", metavar="DIR_OR_REPO", help=f"SDXL in diffusers format: {REPO}")
     parser.add_argument(
-        "--vae", metavar="DIR_OR_REPO", help=f"the VAE, at the root or in vae/: {REPO} (default: the one in --sdxl)"
+        "--vae",
+        metavar="PATH_OR_REPO",
+        help=f"the VAE, at the root or in vae/: {REPO}; or a single file that holds one (default: the one in --sdxl)",
     )
     parser.add_argument(
         "--faithdiff",
         metavar="FILE_OR_REPO",
         help="FaithDiff's weights: a file, owner/name or owner/name/file (default: none; the model is made ready for "
         "training, with the VAE's encoder as LQ encoder and an initial aligner)",
+    )
+    parser.add_argument(
+        "--unet",
+        metavar="FILE",
+        help="a single file that holds the UNet to start training from, such as a fine-tuned SDXL checkpoint (default: "
+        "the one in --sdxl)",
     )
     parser.add_argument(
         "--variant", metavar="NAME", help="weight files to prefer, such as fp16 (default: full precision)"
@@ -115,7 +124,12 @@ def run(args: argparse.Namespace) -> None:
         print(f"step {saved.step}, {note}")
     else:
         published = Published(
-            sdxl=args.sdxl, vae=args.vae, faithdiff=args.faithdiff, variant=args.variant, seed=args.seed or 0
+            sdxl=args.sdxl,
+            vae=args.vae,
+            faithdiff=args.faithdiff,
+            unet=args.unet,
+            variant=args.variant,
+            seed=args.seed or 0,
         )
         convert(published, args.output, defaults=defaults, allow_nonfinite=args.allow_nonfinite, track=tensor_bar)
     print(f"wrote {args.output}")

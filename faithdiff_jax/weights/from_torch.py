@@ -18,7 +18,7 @@ from faithdiff_jax.files.writing import refuse_existing
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import numbered, part_names, part_shapes
-from faithdiff_jax.weights import hub, published_configs, rules
+from faithdiff_jax.weights import hub, published_configs, rules, single_file
 from faithdiff_jax.weights.initialisation import initial_alignment, lq_encoder_from_vae
 from faithdiff_jax.weights.keymap import KeyMap, compare
 from faithdiff_jax.weights.model_directory import ModelDirectory
@@ -70,9 +70,11 @@ class Published:
 
     Attributes:
         sdxl: a diffusers folder or repository id: text encoders, tokenizers, scheduler and the UNet's architecture.
-        vae: the folder or repository id of the VAE, with its files at the root or under `vae/`; None for `sdxl`'s.
+        vae: the folder or repository id of the VAE, with its files at the root or under `vae/`; or a file that holds
+            one, of `sdxl`'s architecture (see `single_file`); None for `sdxl`'s.
         faithdiff: file or repository of FaithDiff's own weights; None prepares a model for training, with `sdxl`'s
             UNet, the VAE's encoder as LQ encoder and an initial aligner.
+        unet: a file that holds a UNet of `sdxl`'s architecture, to take instead of `sdxl`'s; without `faithdiff`.
         variant: which files to prefer where there are several, such as "fp16"; None for full precision.
         seed: of the initial aligner.
     """
@@ -80,6 +82,7 @@ class Published:
     sdxl: str
     vae: str | None = None
     faithdiff: str | None = None
+    unet: str | None = None
     variant: str | None = None
     seed: int = 0
 
@@ -105,27 +108,39 @@ def convert(
         InputError: anything that is missing, damaged, unsupported or does not fit; every tensor at fault is named.
     """
     sdxl, vae, faithdiff, variant = published.sdxl, published.vae, published.faithdiff, published.variant
+    given = {"unet": published.unet, "vae": vae}
+    single = {part: pathlib.Path(file) for part, file in given.items() if file and pathlib.Path(file).is_file()}
+    if published.unet is not None and "unet" not in single:
+        raise InputError(f"{published.unet}: no such file")
+    if "unet" in single and faithdiff is not None:
+        raise InputError(f"{published.unet}: FaithDiff's weights hold the UNet, leave one of the two out")
     output = pathlib.Path(output)
     refuse_existing(output)
+    with_unet = faithdiff is None and "unet" not in single
     folder = hub.local_folder(
-        sdxl, lambda names: _sdxl_files(names, variant, with_unet=faithdiff is None, with_vae=vae is None)
+        sdxl, lambda names: _sdxl_files(names, variant, with_unet=with_unet, with_vae=vae is None)
     )
-    vae_folder = folder if vae is None else hub.local_folder(vae, lambda names: _vae_files(names, variant))
+    other_vae = vae is not None and "vae" not in single
+    vae_folder = hub.local_folder(str(vae), lambda names: _vae_files(names, variant)) if other_vae else folder
     vae_folder /= _vae_prefix(hub.file_names(vae_folder))
     encoders = _text_encoders(folder)
     _refuse_incomplete(folder)
     tokenizer_files(folder, numbered("tokenizer", len(encoders)))
 
-    files = {"vae": _weights(vae_folder, hub.DIFFUSERS, variant)}
+    files = dict(single)
+    if "vae" not in single:
+        files["vae"] = _weights(vae_folder, hub.DIFFUSERS, variant)
     files |= {name: _weights(folder / name, hub.TRANSFORMERS, variant) for name in encoders}
-    if faithdiff is None:
+    if with_unet:
         files["unet"] = _weights(folder / "unet", hub.DIFFUSERS, variant)
-    else:
+    elif faithdiff is not None:
         files["faithdiff"] = hub.faithdiff_file(faithdiff, variant)
     if variant is not None and not any(f".{variant}." in file.name for file in files.values()):
         raise InputError(f"variant {variant}: none of the weight files found is of it")
 
     sources = {name: open_tensors(file) for name, file in files.items()}
+    whole = {"unet": single_file.unet_of, "vae": single_file.vae_of}
+    sources |= {part: whole[part](sources[part]) for part in single}
     sources = {
         name: with_text_model_names(source) if name in encoders else with_current_vae_names(source)
         for name, source in sources.items()
@@ -135,7 +150,8 @@ def convert(
     refuse_misfits(parts)
 
     provenance = {
-        "sources": {"sdxl": sdxl, "vae": vae, "faithdiff": faithdiff},
+        "sources": {"sdxl": sdxl, "vae": vae, "faithdiff": faithdiff}
+        | ({"unet": unet} if (unet := given["unet"]) else {}),
         "variant": variant,
         "parts": {part.name: part.provenance() for part in parts},
     }
@@ -247,18 +263,17 @@ def _parts(
 
 def refuse_misfits(parts: list[Part]) -> None:
     """One InputError for every tensor of every file that is missing, unknown, mis-shaped or of the wrong dtype."""
-    by_file: dict[str, list[Part]] = {}
+    by_source: dict[TensorSource, list[Part]] = {}
     for part in parts:
         if not part.derived:
-            by_file.setdefault(part.origin, []).append(part)
+            by_source.setdefault(part.source, []).append(part)
     messages, count = [], 0
-    for file, file_parts in by_file.items():
-        source = file_parts[0].source
+    for source, file_parts in by_source.items():
         wanted = {name: shape for part in file_parts for name, shape in part.keymap.published_shapes().items()}
         faults = compare(wanted, source.shapes()) + _dtype_faults(file_parts, source.dtypes())
         if faults:
             count += len(faults)
-            messages.append(f"{file}: {'; '.join(faults)}")
+            messages.append(f"{file_parts[0].origin}: {'; '.join(faults)}")
     if messages:
         tensors = "1 tensor does" if count == 1 else f"{count} tensors do"
         raise InputError(f"{tensors} not fit this architecture: {' | '.join(messages)}")
