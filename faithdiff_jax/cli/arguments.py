@@ -5,6 +5,7 @@ Digits are ASCII digits: Python's `int` also takes underscores, blanks and other
 """
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -89,6 +90,20 @@ def named_folder(text: str) -> tuple[str, Path]:
     if not equals or not name.strip():
         raise argparse.ArgumentTypeError(f"{text!r}: must be NAME=DIR, such as ours=restored")
     return name.strip(), path(place)
+
+
+def weighted_file(text: str) -> tuple[str, float]:
+    """FILE, or FILE=WEIGHT; what is behind the last = and no number belongs to the file's name."""
+    name, equals, weight = text.rpartition("=")
+    try:
+        number = float(weight)
+    except ValueError:
+        name, equals, number = text, "", 1.0
+    if not equals:
+        name, number = text, 1.0
+    if not name or not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be FILE or FILE=WEIGHT, such as style.safetensors=0.8")
+    return str(path(name)), number
 
 
 def add_methods(parser: argparse.ArgumentParser, help: str) -> None:

@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         options.check_attribution()
     mesh = _mesh(arguments.mesh)
     _check_words(arguments, stored)
+    loras = _loras(arguments, stored)
     jobs = plan_jobs(arguments.input, arguments.output, arguments.format, arguments.attribute)
     todo = [job for job in jobs if arguments.overwrite or not os.path.lexists(job.target)]
     if len(todo) < len(jobs):
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     with log_above_the_bar():
         with _made(arguments.output):
             made = describe.captions_for([job.source for job in todo], arguments)
-            model = _load_model(stored, arguments, mesh)
+            model = _load_model(stored, arguments, mesh, loras)
         with _profiled(arguments.profile), tqdm(todo, unit="picture", disable=len(todo) == 1) as bar:
             for job in bar:
                 try:
@@ -286,6 +287,19 @@ def _check_words(arguments: argparse.Namespace, stored: "ModelDirectory") -> Non
             tokenizers.positions(arguments.caption, word)
 
 
+def _loras(arguments: argparse.Namespace, stored: "ModelDirectory") -> dict[str, float]:
+    """LoRA files and their weights; that they are for this model is seen before the model is read."""
+    loras = dict(arguments.lora)
+    if len(loras) < len(arguments.lora):
+        raise InputError("--lora: a file is given twice, give it once, with the sum of the weights")
+    if loras:
+        from faithdiff_jax.weights.lora_files import LoRAFile
+
+        for file in loras:
+            LoRAFile.open(pathlib.Path(file), stored.config)
+    return loras
+
+
 def _mesh(sides: tuple[int, int] | None) -> "Mesh | None":
     """The mesh of devices; that the sides fit them is checked before anything is read."""
     if sides is None:
@@ -305,7 +319,9 @@ def _profiled(folder: pathlib.Path | None) -> contextlib.AbstractContextManager[
     return jax.profiler.trace(str(folder))
 
 
-def _load_model(stored: "ModelDirectory", arguments: argparse.Namespace, mesh: "Mesh | None") -> "FaithDiff":
+def _load_model(
+    stored: "ModelDirectory", arguments: argparse.Namespace, mesh: "Mesh | None", loras: dict[str, float]
+) -> "FaithDiff":
     import jax
 
     from faithdiff_jax.inference.pipeline import FaithDiff
@@ -315,7 +331,7 @@ def _load_model(stored: "ModelDirectory", arguments: argparse.Namespace, mesh: "
         # JAX's own second leaves out most programs of a small model, which a folder of sizes compiles by the dozen.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     dtype = None if arguments.dtype == "auto" else arguments.dtype
-    return FaithDiff.load(stored, dtype=dtype, mesh=mesh)
+    return FaithDiff.load(stored, dtype=dtype, mesh=mesh, loras=loras)
 
 
 def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) -> None:
@@ -332,6 +348,14 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
         type=types.nonempty,
         metavar="NAME",
         help="one of the model's presets of the options below; the small one has faithful and detailed",
+    )
+    add(
+        "--lora",
+        type=types.weighted_file,
+        action="append",
+        default=[],
+        metavar="FILE[=WEIGHT]",
+        help="LoRA for SDXL to add to the model, such as style.safetensors=0.8; may be repeated",
     )
     add(
         "--input", type=types.path, required=True, metavar="PATH", help="a picture (JPEG, PNG, WebP, TIFF), or a folder"

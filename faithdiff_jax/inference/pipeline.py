@@ -35,6 +35,7 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, numbered
 from faithdiff_jax.sharding import batch_sharding
 from faithdiff_jax.weights.hub import local_folder
+from faithdiff_jax.weights.lora_files import LoRAFile
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
 AnyArray = Array | np.ndarray
@@ -81,7 +82,12 @@ class FaithDiff:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str] | ModelDirectory, *, dtype: Any = None, mesh: Mesh | None = None
+        cls,
+        path: str | os.PathLike[str] | ModelDirectory,
+        *,
+        dtype: Any = None,
+        mesh: Mesh | None = None,
+        loras: Mapping[str, float] | None = None,
     ) -> "FaithDiff":
         """Read a model directory that `faithdiff convert` or a training run wrote, and its own default options.
 
@@ -89,28 +95,40 @@ class FaithDiff:
             path: the model directory, which may be open already.
             dtype: what to hold and compute in; None for bfloat16 on GPU and TPU, float32 on CPU.
             mesh: devices to spread over (see `sharding.make_mesh`); None for the default device.
+            loras: LoRA files for SDXL (see `weights.lora_files`), each with the weight at which it is added.
 
         Raises:
-            InputError: not a model directory, or one whose parameters do not fit its configuration.
+            InputError: not a model directory, or one whose parameters do not fit its configuration; a LoRA that cannot
+                be read, or is for another model.
         """
         stored = path if isinstance(path, ModelDirectory) else ModelDirectory.open(pathlib.Path(path))
         defaults, presets = default_options(stored), preset_options(stored)
         dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
+        opened = {LoRAFile.open(pathlib.Path(file), stored.config): weight for file, weight in (loras or {}).items()}
         with long_task(f"reading the model {stored.path}"):
             params = load_parameters(stored, dtype, mesh)
+            for lora, weight in opened.items():
+                params = lora.add(params, weight)
             tokenizers = Tokenizers.load(stored.tokenizers)
         return cls(stored.config, params, tokenizers, defaults=defaults, presets=presets, dtype=dtype, mesh=mesh)
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None = None
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        dtype: Any = None,
+        mesh: Mesh | None = None,
+        loras: Mapping[str, float] | None = None,
     ) -> "FaithDiff":
         """`load` a model directory, or a Hugging Face repository that holds one ("owner/name"), fetched if need be.
+
+        The other arguments are those of `load`.
 
         Raises:
             InputError: neither a folder nor a repository that can be reached, or what `load` refuses.
         """
-        return cls.load(local_folder(os.fspath(name), model_files), dtype=dtype, mesh=mesh)
+        return cls.load(local_folder(os.fspath(name), model_files), dtype=dtype, mesh=mesh, loras=loras)
 
     def preset(self, name: str) -> RestoreOptions:
         """The options of one of `presets`, for `restore`; InputError for a name that there is not."""
