@@ -15,6 +15,8 @@ from faithdiff_jax.errors import InputError
 
 DTYPES = ("auto", "float32", "bfloat16")
 """Of a model; auto is the platform's."""
+EIGHT_BITS = ("int8", "fp8")
+"""`models.quantization.FORMATS`, which takes JAX to import."""
 LARGEST_SEED = 2**32 - 1
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 

@@ -57,6 +57,7 @@ def build_parser() -> Parser:
         type=types.path,
         help="another architecture than the published one, as configs/models",
     )
+    add("--quantized", choices=types.EIGHT_BITS, help="with --restore: hold kernels in 8 bits")
     add(
         "--search",
         action="store_true",
@@ -83,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
         target = tpu_slice(arguments.topology)
     elif arguments.gpu is not None:
         target = gpus(arguments.gpu)
+    if arguments.quantized is not None and arguments.restore is None:
+        raise InputError("--quantized: is for --restore")
     if arguments.search and (target is None or arguments.config is None):
         raise InputError("--search: is for --config with --topology or --gpu")
     if target is None:
@@ -142,7 +145,7 @@ def _planned_restoration(arguments: argparse.Namespace) -> Any:
     width, height = arguments.restore
     if width % model.vae.factor or height % model.vae.factor:
         raise InputError(f"--restore {width}x{height}: sides must be multiples of the VAE's {model.vae.factor}")
-    return PlannedRestoration(model, options, (height, width))
+    return PlannedRestoration(model, options, (height, width), quantized=arguments.quantized)
 
 
 def _training(arguments: argparse.Namespace, target: "Target") -> "Plan":
@@ -188,7 +191,8 @@ def _restoration(arguments: argparse.Namespace, target: "Target") -> "Plan":
     width, height = arguments.restore
     plan = Plan(
         title=f"a picture of {width}x{height} on one chip of {target.name}: {planned.options.steps} steps, "
-        f"{len(planned.plan.corners)} tiles, {planned.plan.tile_batch} at a time, {planned.dtype.__name__}",
+        f"{len(planned.plan.corners)} tiles, {planned.plan.tile_batch} at a time, {planned.dtype.__name__}"
+        + (f", kernels in {planned.quantized}" if planned.quantized else ""),
         target=replace(target, count=1),
         held=held,
         temporary=laid_out.beside(held),

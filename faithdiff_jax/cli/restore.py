@@ -293,10 +293,9 @@ def _loras(arguments: argparse.Namespace, stored: "ModelDirectory") -> dict[str,
     if len(loras) < len(arguments.lora):
         raise InputError("--lora: a file is given twice, give it once, with the sum of the weights")
     if loras:
-        from faithdiff_jax.weights.lora_files import LoRAFile
+        from faithdiff_jax.inference.loading import open_loras
 
-        for file in loras:
-            LoRAFile.open(pathlib.Path(file), stored.config)
+        open_loras(loras, stored)
     return loras
 
 
@@ -331,7 +330,7 @@ def _load_model(
         # JAX's own second leaves out most programs of a small model, which a folder of sizes compiles by the dozen.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     dtype = None if arguments.dtype == "auto" else arguments.dtype
-    return FaithDiff.load(stored, dtype=dtype, mesh=mesh, loras=loras)
+    return FaithDiff.load(stored, dtype=dtype, mesh=mesh, loras=loras, quantized=arguments.quantized)
 
 
 def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) -> None:
@@ -388,6 +387,11 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
     )
     describe.add_flags(parser)
     add("--dtype", choices=types.DTYPES, default="auto", help="auto: bfloat16, on CPU float32")
+    add(
+        "--quantized",
+        choices=types.EIGHT_BITS,
+        help="hold the kernels of UNet and text encoders in 8 bits: half the memory of bfloat16",
+    )
     add(
         "--mesh",
         type=types.mesh,

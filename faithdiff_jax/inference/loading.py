@@ -1,16 +1,20 @@
 """What a FaithDiff is made of, read from its model directory."""
 
+import pathlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from faithdiff_jax.config import from_dict
 from faithdiff_jax.errors import InputError, shown
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.parts import Params, part_names, part_shapes
+from faithdiff_jax.models.quantization import is_quantized, quantize
 from faithdiff_jax.sharding import parameter_sharding
+from faithdiff_jax.weights.lora_files import LoRAFile
 from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.stored_files import CONFIG, section
 
@@ -58,8 +62,25 @@ def _plain(stored: ModelDirectory) -> dict[str, Any]:
     return {name: value for name, value in stored.defaults.items() if name != PRESETS}
 
 
-def load_parameters(stored: ModelDirectory, dtype: Any, mesh: Mesh | None) -> dict[str, Params]:
+def open_loras(files: Mapping[str, float], stored: ModelDirectory) -> list[tuple[LoRAFile, float]]:
+    """LoRA files, each with its weight.
+
+    Raises:
+        InputError: a file that cannot be read, or is for another model.
+    """
+    return [(LoRAFile.open(pathlib.Path(file), stored.config), weight) for file, weight in files.items()]
+
+
+def load_parameters(
+    stored: ModelDirectory,
+    dtype: Any,
+    mesh: Mesh | None,
+    loras: Sequence[tuple[LoRAFile, float]] = (),
+    quantized: str | None = None,
+) -> dict[str, Params]:
     """Part name -> its parameters, in `dtype`, spread over the mesh if there is one.
+
+    LoRA is added, and kernels are brought into 8 bits, as they are read.
 
     Raises:
         InputError: parameters that do not fit the configuration.
@@ -70,7 +91,15 @@ def load_parameters(stored: ModelDirectory, dtype: Any, mesh: Mesh | None) -> di
         if mesh is not None:
             shapes = part_shapes(stored.config, part)
             sharding = {name: parameter_sharding(mesh, shape) for name, shape in shapes.items()}
-        params[part] = stored.load(part, dtype=dtype, sharding=sharding)
+
+        def finish(path: str, array: jax.Array, part: str = part) -> Any:
+            for lora, weight in loras:
+                array = lora.added(part, path, array, weight)
+            if quantized is not None and is_quantized(part, path, array.shape):
+                return quantize(array, quantized)
+            return array
+
+        params[part] = stored.load(part, dtype=dtype, sharding=sharding, finish=finish)
     return params
 
 

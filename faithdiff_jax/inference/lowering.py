@@ -14,6 +14,7 @@ from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.models.backend import trace_for
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_shapes, unflatten
+from faithdiff_jax.models.quantization import is_quantized, quantized_shape
 from faithdiff_jax.planning import flops
 from faithdiff_jax.sharding import bytes_on_device
 
@@ -29,12 +30,14 @@ class PlannedRestoration:
         options: as in `restore`: steps, guidance, tile, overlap and tile_batch count.
         size: (H, W) of the padded picture, in pixels.
         dtype: of parameters and of computing.
+        quantized: the 8-bit format of kernels, None for `dtype`.
     """
 
     model: FaithDiffConfig
     options: RestoreOptions
     size: tuple[int, int]
     dtype: Any = jnp.bfloat16
+    quantized: str | None = None
 
     @property
     def plan(self) -> SamplingPlan:
@@ -59,8 +62,14 @@ class PlannedRestoration:
         """Parameters and arrays, each made by `shaped(shape, dtype)`."""
         model, plan = self.model, self.plan
         height, width = (side // model.vae.factor for side in self.size)
+
+        def parameter(part: str, path: str, shape: tuple[int, ...]) -> Any:
+            if self.quantized is not None and is_quantized(part, path, shape):
+                return quantized_shape(shape, self.quantized, self.dtype, shaped)
+            return shaped(shape, self.dtype)
+
         params = {
-            part: unflatten({path: shaped(shape, self.dtype) for path, shape in part_shapes(model, part).items()})
+            part: unflatten({path: parameter(part, path, shape) for path, shape in part_shapes(model, part).items()})
             for part in PARTS
         }
         latents = shaped((1, height, width, model.vae.latent_channels), jnp.float32)

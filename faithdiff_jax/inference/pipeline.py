@@ -25,7 +25,14 @@ from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.attribution import enlarged, word_weights
 from faithdiff_jax.inference.inputs import SamplingInputs, Text
-from faithdiff_jax.inference.loading import chosen, default_options, load_parameters, model_files, preset_options
+from faithdiff_jax.inference.loading import (
+    chosen,
+    default_options,
+    load_parameters,
+    model_files,
+    open_loras,
+    preset_options,
+)
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.inference.progress import long_task
@@ -33,9 +40,9 @@ from faithdiff_jax.inference.stepwise import OnStep, sample_stepwise
 from faithdiff_jax.inference.tiling import fade_tiles, vae_tiles
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, numbered
+from faithdiff_jax.models.quantization import check_format
 from faithdiff_jax.sharding import batch_sharding
 from faithdiff_jax.weights.hub import local_folder
-from faithdiff_jax.weights.lora_files import LoRAFile
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
 AnyArray = Array | np.ndarray
@@ -88,6 +95,7 @@ class FaithDiff:
         dtype: Any = None,
         mesh: Mesh | None = None,
         loras: Mapping[str, float] | None = None,
+        quantized: str | None = None,
     ) -> "FaithDiff":
         """Read a model directory that `faithdiff convert` or a training run wrote, and its own default options.
 
@@ -96,19 +104,20 @@ class FaithDiff:
             dtype: what to hold and compute in; None for bfloat16 on GPU and TPU, float32 on CPU.
             mesh: devices to spread over (see `sharding.make_mesh`); None for the default device.
             loras: LoRA files for SDXL (see `weights.lora_files`), each with the weight at which it is added.
+            quantized: "int8" or "fp8" to hold the kernels of UNet and text encoders in 8 bits (`models.quantization`).
 
         Raises:
             InputError: not a model directory, or one whose parameters do not fit its configuration; a LoRA that cannot
-                be read, or is for another model.
+                be read, or is for another model; 8 bits of another kind.
         """
         stored = path if isinstance(path, ModelDirectory) else ModelDirectory.open(pathlib.Path(path))
         defaults, presets = default_options(stored), preset_options(stored)
         dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
-        opened = {LoRAFile.open(pathlib.Path(file), stored.config): weight for file, weight in (loras or {}).items()}
+        if quantized is not None:
+            check_format(quantized)
+        opened = open_loras(loras or {}, stored)
         with long_task(f"reading the model {stored.path}"):
-            params = load_parameters(stored, dtype, mesh)
-            for lora, weight in opened.items():
-                params = lora.add(params, weight)
+            params = load_parameters(stored, dtype, mesh, opened, quantized)
             tokenizers = Tokenizers.load(stored.tokenizers)
         return cls(stored.config, params, tokenizers, defaults=defaults, presets=presets, dtype=dtype, mesh=mesh)
 
@@ -120,6 +129,7 @@ class FaithDiff:
         dtype: Any = None,
         mesh: Mesh | None = None,
         loras: Mapping[str, float] | None = None,
+        quantized: str | None = None,
     ) -> "FaithDiff":
         """`load` a model directory, or a Hugging Face repository that holds one ("owner/name"), fetched if need be.
 
@@ -128,7 +138,8 @@ class FaithDiff:
         Raises:
             InputError: neither a folder nor a repository that can be reached, or what `load` refuses.
         """
-        return cls.load(local_folder(os.fspath(name), model_files), dtype=dtype, mesh=mesh, loras=loras)
+        folder = local_folder(os.fspath(name), model_files)
+        return cls.load(folder, dtype=dtype, mesh=mesh, loras=loras, quantized=quantized)
 
     def preset(self, name: str) -> RestoreOptions:
         """The options of one of `presets`, for `restore`; InputError for a name that there is not."""

@@ -1,6 +1,6 @@
 """LoRA files that others have trained on SDXL, added to a model's parameters: W + weight * alpha / rank * up down.
 
-    FILE -> LoRAFile.open: modules of UNet and text encoders, all of them known -> add: parameters -> parameters
+    FILE -> LoRAFile.open: modules of UNet and text encoders, all of them known -> added: parameter -> parameter
 
 Three ways to name tensors are read: that of peft and diffusers (`unet...to_q.lora_A.weight`), that of diffusers before
 it used peft (`to_q_lora.down`), and that of kohya's scripts (`lora_unet_..._to_q.lora_down`), which number blocks as
@@ -22,7 +22,7 @@ import safetensors
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.reading import require_file
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.models.parts import Params, flatten, numbered, part_shapes, unflatten
+from faithdiff_jax.models.parts import numbered, part_shapes
 from faithdiff_jax.weights import rules
 from faithdiff_jax.weights.keymap import Entry, KeyMap
 from faithdiff_jax.weights.safetensors_format import Tensor, is_finite, shown
@@ -66,12 +66,12 @@ class LoRAFile:
     Attributes:
         source: the file.
         updates: part -> published name of a weight -> what is added to it.
-        entries: part -> the model's parameters that have something added.
+        entries: part -> path of a parameter that has something added -> what it is published as.
     """
 
     source: SafetensorsFile
     updates: Mapping[str, Mapping[str, Update]]
-    entries: Mapping[str, tuple[Entry, ...]]
+    entries: Mapping[str, Mapping[str, Entry]]
 
     @classmethod
     def open(cls, path: pathlib.Path, config: FaithDiffConfig) -> "LoRAFile":
@@ -89,28 +89,27 @@ class LoRAFile:
         modules = _modules(source, path)
         updates = _matched(source, path, modules, keymaps, config.unet.resnets_per_level)
         entries = {
-            part: tuple(entry for entry in keymaps[part].entries if any(name in found for name in entry.published))
+            part: {
+                entry.path: entry for entry in keymaps[part].entries if any(name in found for name in entry.published)
+            }
             for part, found in updates.items()
         }
         return cls(source, updates, entries)
 
-    def add(self, params: Mapping[str, Params], weight: float = 1.0) -> dict[str, Params]:
-        """A model's parameters by part, with the LoRA added: in float32, then rounded to each parameter's dtype.
+    def added(self, part: str, path: str, array: jax.Array, weight: float = 1.0) -> jax.Array:
+        """A parameter with what the LoRA adds to it, in float32, then rounded to its dtype; most stay as they are.
 
         Args:
-            params: part -> its parameters, as `ModelDirectory.load` gives them; they are not changed.
+            part: the part's name.
+            path: the parameter's, dotted.
+            array: the parameter, as `ModelDirectory.load` has it.
             weight: of what is added; 1 as trained, 0 for nothing.
 
         Raises:
             InputError: NaN or infinite numbers in the file, by name.
         """
-        changed = dict(params)
-        for part, entries in self.entries.items():
-            flat = dict(flatten(params[part]))
-            for entry in entries:
-                flat[entry.path] = _added(flat[entry.path], weight * self._difference(part, entry))
-            changed[part] = unflatten(flat)
-        return changed
+        entry = self.entries.get(part, {}).get(path)
+        return array if entry is None else _added(array, weight * self._difference(part, entry))
 
     def _difference(self, part: str, entry: Entry) -> np.ndarray:
         """What is added to one parameter of ours at weight 1, float32."""

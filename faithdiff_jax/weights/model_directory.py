@@ -28,6 +28,7 @@ from faithdiff_jax.weights.safetensors_format import FileRecord, Place, Spec, Te
 from faithdiff_jax.weights.stored_files import (
     CONFIG,
     Contents,
+    Finish,
     file_name,
     load_part,
     parse_record,
@@ -139,6 +140,7 @@ class ModelDirectory:
         config: FaithDiffConfig | None = None,
         dtype: Any = None,
         sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding] | None = None,
+        finish: Finish | None = None,
     ) -> Params:
         """Read the parameters of one part onto their devices; of each only what this process's devices hold, once.
 
@@ -147,12 +149,13 @@ class ModelDirectory:
             config: the architecture to hold the part to; None for the model's own.
             dtype: see `stored_files.load_part`, for the result and the errors too.
             sharding: see there.
+            finish: see there.
 
         Raises:
             InputError: the part is damaged, or does not fit the architecture.
         """
         shapes = part_shapes(config or self.config, part)
-        return load_part(self._file(part), self._places(part), shapes, dtype, sharding)
+        return load_part(self._file(part), self._places(part), shapes, dtype, sharding, finish)
 
     @staticmethod
     def write(

@@ -26,6 +26,9 @@ NAMED_AT_MOST = 20
 Index = tuple[slice, ...]
 """A slice for each axis."""
 
+Finish = Callable[[str, jax.Array], Any]
+"""(dotted path, parameter) -> what takes its place."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -153,6 +156,7 @@ def load_part(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: Any = None,
     sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding] | None = None,
+    finish: Finish | None = None,
 ) -> Params:
     """Read the parameters of one part onto their devices; of each only what this process's devices hold, once.
 
@@ -163,6 +167,7 @@ def load_part(
         dtype: the parameters' dtype, cast as they are read; None for the stored ones.
         sharding: where to put them: one sharding for all, or one for each dotted path; None for the first local
             device.
+        finish: what to make of each parameter as soon as it is there; None for itself.
 
     Returns:
         The nested dictionary that `nnx.update` and `nnx.merge` take in place of the module's state.
@@ -179,7 +184,8 @@ def load_part(
         place = places[path]
         target = at[path] if isinstance(at, Mapping) else at
         read = _reader(file, place, place.dtype if dtype is None else np.dtype(dtype))
-        loaded[path] = jax.make_array_from_callback(place.shape, target, read)
+        array = jax.make_array_from_callback(place.shape, target, read)
+        loaded[path] = array if finish is None else finish(path, array)
     return unflatten(loaded)
 
 
