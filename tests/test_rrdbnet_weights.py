@@ -220,7 +220,9 @@ def test_commands(tmp_path, converted, capsys):
 
 
 def test_an_rrdbnet_is_no_faithdiff(converted):
-    with pytest.raises(InputError, match="format is 'rrdbnet-1'"):
+    with pytest.raises(
+        InputError, match=r"is Real-ESRGAN, BSRGAN or BSRNet, no FaithDiff; it restores with: faithdiff evaluate"
+    ):
         ModelDirectory.open(converted)
 
 

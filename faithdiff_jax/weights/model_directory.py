@@ -93,6 +93,11 @@ class ModelDirectory:
                 f"{path}: was written by an earlier version (format 1); "
                 f"convert it with: faithdiff convert --upgrade {path} --output NEW_DIR"
             )
+        if str(data.get("format")).startswith("rrdbnet"):
+            raise InputError(
+                f"{path}: is Real-ESRGAN, BSRGAN or BSRNet, no FaithDiff; "
+                f"it restores with: faithdiff evaluate --baseline NAME={path} --pairs SET --output RESULT_DIR"
+            )
         if type(data.get("format")) is not int or data["format"] != FORMAT:
             raise InputError(f"{file}: format is {data.get('format')!r}, this version reads format {FORMAT}")
         refuse_unknown_keys(data, KEYS, str(file))
