@@ -56,7 +56,7 @@ def inputs_of(rng, size, options, *, batch=1, guidance=5.0, negative_length=LENG
         negative=negative if guidance > 1 else None,
         noise=normal(rng, batch, *size, 4),
         start=normal(rng, batch, *size, 4),
-        time_ids=np.array([(8 * size[0], 8 * size[1], *corner, target, target) for corner in plan.corners], np.float32),
+        time_ids=np.array([[(8 * size[0], 8 * size[1], *at, target, target)] for at in plan.corners], np.float32),
         guidance=jnp.float32(guidance),
     )
     return plan, inputs

@@ -124,7 +124,7 @@ def check_loop(
         negative=negative if guidance > 1 else None,
         noise=noise,
         start=start,
-        time_ids=np.array([(*image_size, *corner, 8 * tile, 8 * tile) for corner in plan.corners], np.float32),
+        time_ids=np.array([[(*image_size, *corner, 8 * tile, 8 * tile)] for corner in plan.corners], np.float32),
         guidance=jnp.float32(guidance),
         rescale=jnp.float32(rescale) if rescale else None,
     )

@@ -173,7 +173,7 @@ def test_memory_of_a_large_picture_is_that_of_its_tiles():
             negative=text,
             noise=latents,
             start=latents,
-            time_ids=array(len(plan.corners), 6),
+            time_ids=array(len(plan.corners), 1, 6),
             guidance=array(),
         )
         lowered = model.programs.sample.lower(params, plan, inputs)

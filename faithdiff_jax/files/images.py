@@ -211,11 +211,16 @@ def upscale(
 def pad_to_multiple(image: Shaped[np.ndarray, "h w c"], multiple: int = 8) -> Shaped[np.ndarray, "H W c"]:
     """Repeat the last row and column of (H, W, C) until both sides are multiples of `multiple`."""
     height, width = image.shape[:2]
-    return np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
+    return pad(image, height + -height % multiple, width + -width % multiple)
+
+
+def pad(image: Shaped[np.ndarray, "h w c"], height: int, width: int) -> Shaped[np.ndarray, "{height} {width} c"]:
+    """Repeat the last row and column of (H, W, C) up to a height and a width, neither below the image's."""
+    return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode="edge")
 
 
 def crop(image: Shaped[np.ndarray, "H W c"], height: int, width: int) -> Shaped[np.ndarray, "{height} {width} c"]:
-    """The top left (height, width, C) of an (H, W, C) array, undoing `pad_to_multiple`; ValueError if it is larger."""
+    """The top left (height, width, C) of an (H, W, C) array, undoing `pad`; ValueError if it is larger."""
     if not (0 < height <= image.shape[0] and 0 < width <= image.shape[1]):
         raise ValueError(f"crop to {height}x{width} does not lie inside {image.shape[0]}x{image.shape[1]}")
     return image[:height, :width]

@@ -5,6 +5,7 @@ arrays that a caller has, options --> SamplingInputs, complete and checked
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from faithdiff_jax.inference.grid import Corners, latent_grid
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.config import FaithDiffConfig
 
-Normal = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+Normal = Callable[[jax.Array, int], Any]
 
 SAMPLING = (
     "steps",
@@ -85,10 +86,37 @@ def noise_shapes(options: RestoreOptions, config: FaithDiffConfig, size: tuple[i
     return shapes
 
 
-def drawn_noise(shapes: Mapping[str, tuple[int, ...]], seed: int, normal: Normal) -> dict[str, jax.Array]:
-    """The noise of `noise_shapes` from a seed, each from a key of its own; `normal(key, shape)` draws it."""
-    key = jax.random.key(seed)
-    return {name: normal(jax.random.fold_in(key, i), shape) for i, (name, shape) in enumerate(shapes.items())}
+def drawn_noise(
+    shapes: Mapping[str, tuple[int, ...]], seed: int, normal: Normal, size: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """The noise of `noise_shapes` from a seed, each from a key of its own.
+
+    Args:
+        shapes: (..., h, w, c) by name.
+        seed: of all of it.
+        normal: (key, count) -> standard normal (count,).
+        size: height and width in latent pixels up to which the noise is the one of that size, without any padding;
+            what the padding has is from another key.
+    """
+    key, found = jax.random.key(seed), {}
+    for i, (name, shape) in enumerate(shapes.items()):
+        own = jax.random.fold_in(key, i)
+        inside = (*shape[:-3], *size, shape[-1])
+        found[name] = _normal(normal, own, inside)
+        if inside != shape:
+            padded = _normal(normal, jax.random.fold_in(own, 1), shape)
+            padded[..., : size[0], : size[1], :] = found[name]
+            found[name] = padded
+    return found
+
+
+def _normal(normal: Normal, key: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
+    """`jax.random.normal(key, shape)`, bit for bit, by a program that many shapes share.
+
+    JAX counts an array's numbers through, whatever its shape: the first of a longer one are those of a shorter one.
+    """
+    count = math.prod(shape)
+    return np.array(normal(key, 1 << (count - 1).bit_length())[:count]).reshape(shape)
 
 
 def check_noise(noise: Mapping[str, Any], options: RestoreOptions, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -130,7 +158,8 @@ class SamplingInputs:
         noise: (B, H, W, c), standard normal.
         start: (B, H, W, c), scaled latent of the LQ image, or None to start from pure noise.
         step_noise: (steps, B, H, W, c), standard normal, for samplers that need it.
-        time_ids: (tiles, 6), image size, tile position and target size; like `guidance`, from `plan_and_complete`.
+        time_ids: (tiles, B or 1, 6), image size, tile position and target size; like `guidance`, from
+            `plan_and_complete`.
         guidance: scalar weight.
         rescale: scalar phi, or None.
     """
@@ -201,7 +230,7 @@ def plan_and_complete(
         inputs,
         negative=negative,
         step_noise=step_noise,
-        time_ids=np.array([(*size, *corner, target, target) for corner in plan.corners], np.float32),
+        time_ids=np.array([[(*size, *corner, target, target)] for corner in plan.corners], np.float32),
         guidance=np.float32(options.guidance),
         rescale=np.float32(options.guidance_rescale) if options.guidance_rescale > 0 else None,
     )

@@ -150,7 +150,7 @@ class RestoreOptions:
     multiple: int | None = option(
         None,
         "pad sides to a multiple of this many pixels (default: the VAE's factor, 8 for SDXL); with a larger one, "
-        "pictures of many sizes share their compiled programs, at slightly other results",
+        "pictures of many sizes share their compiled programs; noise and colours stay those without the padding",
         kind=int,
         within=Range(1, 2048),
     )

@@ -24,6 +24,7 @@ from faithdiff_jax.files import images as images_
 from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.attribution import enlarged, word_weights
+from faithdiff_jax.inference.canvas import Canvas
 from faithdiff_jax.inference.inputs import SamplingInputs, Text
 from faithdiff_jax.inference.loading import (
     chosen,
@@ -328,12 +329,13 @@ class FaithDiff:
     ) -> tuple[np.ndarray, Array | None]:
         """The restored picture; and maps (1, h, w, W) of the words at the latents' resolution, None without words."""
         options.check_against(self.config)
-        size = options.padded_size(self.config, *image.shape[:2])
-        upscaled = images_.upscale(image, options.scale)
-        padded = images_.to_float(images_.pad_to_multiple(upscaled, options.multiple or self.config.vae.factor))[None]
-        shapes = inputs_.noise_shapes(options, self.config, size)
+        canvas = Canvas.of(image, options, self.config)
+        padded = canvas.padded()
+        shapes = inputs_.noise_shapes(options, self.config, canvas.size)
         if noise is None:
-            noise = inputs_.drawn_noise(shapes, options.seed, self.programs.normal)
+            factor = self.config.vae.factor
+            inside = canvas.exact_size[0] // factor, canvas.exact_size[1] // factor
+            noise = inputs_.drawn_noise(shapes, options.seed, self.programs.normal, inside)
         inputs_.check_noise(noise, options, shapes)
 
         context, pooled = self.encode_text([caption, options.negative_caption])
@@ -346,26 +348,29 @@ class FaithDiff:
             start=self.encode(padded, noise["encode"], vae_tile=options.vae_tile) if from_lq else None,
             step_noise=noise.get("steps"),
         )
-        picture = functools.partial(self._picture, upscaled=upscaled, options=options)
+        picture = functools.partial(self._picture, canvas=canvas, options=options)
         if on_step is None:
-            latents, maps = self._sample(inputs, options, size, words)
+            latents, maps = self._sample(inputs, options, canvas.exact_size, words)
         else:
-            plan, inputs = inputs_.plan_and_complete(inputs, options, self.config, size)
+            plan, inputs = inputs_.plan_and_complete(inputs, options, self.config, canvas.exact_size)
             latents = sample_stepwise(self.programs, self._denoiser_params, plan, inputs, on_step, picture)
             maps = None
         return picture(latents), maps
 
-    def _picture(self, latents: Array, *, upscaled: np.ndarray, options: RestoreOptions) -> np.ndarray:
+    def _picture(self, latents: Array, *, canvas: Canvas, options: RestoreOptions) -> np.ndarray:
         """Decode latents (1, h, w, c), without the padding and with the colours of the upscaled input."""
         decoded = np.asarray(self.decode(latents, vae_tile=options.vae_tile))[0]
-        cropped = images_.crop(decoded, *upscaled.shape[:2])
+        height, width = canvas.upscaled.shape[:2]
+        if canvas.size == canvas.exact_size:
+            decoded, enlarged, sizes = images_.crop(decoded, height, width), images_.to_float(canvas.upscaled), None
+        else:  # in the padding, so that pictures of one padded size share the colour fix too
+            enlarged, sizes = canvas.padded()[0], np.array([[height, width]], np.int32)
         if self.config.decoder_output == "difference":
-            cropped = images_.to_float(upscaled) + cropped
-        restored = images_.to_uint8(cropped)
+            decoded = enlarged + decoded
         # As published, colours are fixed on the picture at eight bits, against the upscaled input.
-        ours, theirs = (images_.to_float(picture)[None] for picture in (restored, upscaled))
-        fixed = self.programs.fix_color(ours, theirs, options.color_fix, options.wavelet_levels)
-        return images_.to_uint8(np.asarray(fixed)[0])
+        ours = images_.to_float(images_.to_uint8(decoded))
+        fixed = self.programs.fix_color(ours[None], enlarged[None], options.color_fix, options.wavelet_levels, sizes)
+        return images_.to_uint8(images_.crop(np.asarray(fixed)[0], height, width))
 
     def _sample(
         self,

@@ -37,9 +37,9 @@ class Tiles:
         return self._shape[0]
 
     def in_chunks(self, per_tile: jax.Array) -> jax.Array:
-        """(tiles, n) -> (chunks, tile_batch, n), what belongs to the last tile repeated."""
+        """(tiles, ...) -> (chunks, tile_batch, ...), what belongs to the last tile repeated."""
         filled = jnp.concatenate([per_tile, jnp.repeat(per_tile[-1:], self._surplus, axis=0)])
-        return filled.reshape(self._chunks, -1, per_tile.shape[-1])
+        return filled.reshape(self._chunks, -1, *per_tile.shape[1:])
 
     def cut(self, x: jax.Array, places: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (tile_batch * B, h, w, C), the tiles of one chunk."""
@@ -99,16 +99,16 @@ def prepare(denoiser: Denoiser, plan: SamplingPlan, inputs: SamplingInputs, cons
 def _prepare_text(denoiser: Denoiser, side: Text, time_ids: jax.Array) -> tuple[jax.Array, Any]:
     """One entry of `Prepared.passes`.
 
-    `side` holds k texts: context (k, B, M, D) and pooled (k, B, P); `time_ids` is (chunks, tile_batch, 6).
+    `side` holds k texts: context (k, B, M, D) and pooled (k, B, P); `time_ids` is (chunks, tile_batch, B or 1, 6).
     """
-    chunks, tile_batch, _ = time_ids.shape
+    chunks, tile_batch, _, _ = time_ids.shape
     texts, batch, length, dim = side.context.shape
     shape = (chunks, texts, tile_batch, batch)
     if side.pooled is None or denoiser.unet.add_embedding is None:
         added = jnp.zeros((*shape, denoiser.unet.config.embedding_dim))
     else:
         pooled = jnp.broadcast_to(side.pooled[None, :, None], (*shape, side.pooled.shape[-1]))
-        ids = jnp.broadcast_to(time_ids[:, None, :, None], (*shape, 6))
+        ids = jnp.broadcast_to(time_ids[:, None], (*shape, 6))
         added = denoiser.unet.embed_added(pooled.reshape(-1, pooled.shape[-1]), ids.reshape(-1, 6))
         added = added.reshape(*shape, -1)
     # Keys and values are projected before they are repeated for the tiles of a batch.

@@ -124,8 +124,8 @@ class Programs:
         attribute: ({unet, alignment}, plan, inputs, words) -> latents, maps; see `denoise_and_attribute`.
         begin: ({unet, alignment}, plan, inputs) -> what `advance` starts from; `sample` in parts.
         advance: ({unet, alignment}, plan, inputs, prepared, carry, first, last) -> carry; see `denoise.advance`.
-        normal: (key, shape) -> standard normal noise.
-        fix_color: (images, references, method, levels) -> images.
+        normal: (key, count) -> standard normal noise.
+        fix_color: (images, references, method, levels, sizes) -> images.
     """
 
     def __init__(self, config: FaithDiffConfig, *, dtype: Any = jnp.float32, mesh: Mesh | None = None):
@@ -167,8 +167,8 @@ class Programs:
             part = first, last
             return advance(networks.denoiser(params), plan, inputs, prepared, carry, part=part, constrain=constrain)
 
-        def normal(key: Array, shape: tuple[int, ...]) -> Array:
-            return jax.random.normal(key, shape)
+        def normal(key: Array, count: int) -> Array:
+            return jax.random.normal(key, (count,))
 
         def of_images(what: str) -> Callable[..., str]:
             return lambda _, images: f"the {what} for {_pixels(images.shape, 1)}"
