@@ -100,7 +100,7 @@ def in_torch(pair, inputs, words, options):
 @pytest.mark.parametrize(
     ("size", "settings", "given"),
     [
-        ((13, 11), {"tile": 8, "tile_batch": 2}, {"batch": 2}),
+        ((13, 11), {"tile": 8, "batch": 2}, {"batch": 2}),
         ((7, 9), {}, {"negative_length": 4}),
     ],
 )

@@ -115,7 +115,7 @@ def check_loop(
             )
         )
 
-    options = RestoreOptions(steps=steps, tile=tile, overlap=overlap, tile_batch=tile_batch, sampler=sampler)
+    options = RestoreOptions(steps=steps, tile=tile, overlap=overlap, batch=tile_batch, sampler=sampler)
     plan = plan_sampling(options, config, height, width)
     negative, text = (Text(context=context, pooled=pooled) for context, pooled in texts)
     inputs = SamplingInputs(

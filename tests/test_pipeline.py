@@ -117,7 +117,7 @@ def test_encoders_and_decoder_in_tiles_equal_diffusers(rng):
 def test_the_same_seed_gives_the_same_picture_on_one_device_and_on_eight():
     _, folder = published_and_converted()
     image = photograph(60, 60)
-    options = {"steps": 2, "tile": 8, "tile_batch": 8, "seed": 7, "color_fix": "none"}
+    options = {"steps": 2, "tile": 8, "batch": 8, "seed": 7, "color_fix": "none"}
     one = loaded().restore(image, CAPTION, **options)
     np.testing.assert_array_equal(one, loaded().restore(image, CAPTION, **options))
     assert levels_apart(one, loaded().restore(image, CAPTION, **options | {"seed": 8}))[0] > 1
@@ -221,7 +221,7 @@ def test_padding_to_a_larger_multiple_keeps_the_size(multiple):
         ({"guidance_rescale": 1.5}, "guidance_rescale is 1.5: must be from 0 to 1"),
         ({"tile": 3}, "tile is 3 latent pixels: must be at least 4 for this model"),
         ({"overlap": 0.0}, "overlap is 0.0: must be from 0.0625 to 1"),
-        ({"tile_batch": 0}, "tile_batch is 0: must be a whole number from 1 to 1024"),
+        ({"batch": 0}, "batch is 0: must be a whole number from 1 to 1024"),
         ({"sampler": "plms"}, "sampler is 'plms': must be one of euler, ddpm, dpmpp_2m, unipc"),
         ({"start": "hq"}, "start is 'hq': must be one of lr, noise"),
         ({"color_fix": "lab"}, "color_fix is 'lab': must be one of adain, wavelet, none"),

@@ -87,10 +87,10 @@ ONE_TILE, TILES = (7, 9), (13, 11)
     [
         (ONE_TILE, {"guidance_start": 0.3, "guidance_end": 0.7}),
         (ONE_TILE, {"guidance_end": 0.5, "negative_length": 4}),
-        (TILES, {"deepcache_interval": 2, "deepcache_levels": 2, "tile": 8, "tile_batch": 2, "negative_length": 4}),
+        (TILES, {"deepcache_interval": 2, "deepcache_levels": 2, "tile": 8, "batch": 2, "negative_length": 4}),
         (ONE_TILE, {"deepcache_interval": 4, "guidance_start": 0.3, "guidance_end": 0.9}),
         (ONE_TILE, {"tgate_after": 0.5}),
-        (TILES, {"tgate_after": 0.0, "tile": 8, "tile_batch": 4, "negative_length": 4}),
+        (TILES, {"tgate_after": 0.0, "tile": 8, "batch": 4, "negative_length": 4}),
         (TILES, {"tgate_after": 0.6, "deepcache_interval": 3, "guidance_start": 0.2, "tile": 8}),
     ],
     ids=str,
@@ -145,7 +145,7 @@ def test_options_that_leave_nothing_out_change_nothing(sdxl, rng):
 def test_on_a_mesh_and_step_by_step(given):
     """The same picture on eight devices, and with a look in after every step."""
     model, image = loaded(), photograph(43, 51)
-    options = {"steps": 4, "tile": 8, "tile_batch": 4, **given}
+    options = {"steps": 4, "tile": 8, "batch": 4, **given}
     alone = model.restore(image, "the cat", **options)
     assert levels_apart(alone, model.restore(image, "the cat", on_step=lambda *_: None, **options))[0] <= 1
     spread = FaithDiff.load(published_and_converted()[1], mesh=make_mesh(data=4, fsdp=2))

@@ -11,7 +11,7 @@ from faithdiff_jax.errors import Cancelled
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"tile": 8, "tile_batch": 2, "sampler": "dpmpp_2m"}, {"sampler": "ddpm", "guidance": 1}],
+    [{}, {"tile": 8, "batch": 2, "sampler": "dpmpp_2m"}, {"sampler": "ddpm", "guidance": 1}],
     ids=lambda options: options.get("sampler", "euler"),
 )
 def test_the_picture_is_that_without_looking(rng, options):

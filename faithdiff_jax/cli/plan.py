@@ -69,7 +69,7 @@ def build_parser() -> Parser:
         nargs="*",
         metavar="key=value",
         help="changes: of the configuration, such as accumulation=4 mesh.fsdp=16; with --restore of the options of "
-        "restoring, such as steps=20 tile_batch=4",
+        "restoring, such as steps=20 batch=4",
     )
     return parser
 

@@ -6,7 +6,7 @@ arrays that a caller has, options --> SamplingInputs, complete and checked
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ SAMPLING = (
     "timesteps",
     "tile",
     "overlap",
-    "tile_batch",
+    "batch",
 )
 """The options that sampling reads; the others are for what comes before and after."""
 
@@ -48,7 +48,7 @@ class SamplingPlan:
     tile: tuple[int, int]
     """Height and width of every tile, in latent pixels."""
     tile_batch: int
-    """Tiles that go through the UNet together."""
+    """Tiles of each picture that go through the UNet together."""
     evaluations: tuple[Evaluation, ...]
     """Of each step."""
     deepcache_levels: int = 0
@@ -61,15 +61,17 @@ def make_sampler(options: RestoreOptions, schedule: schedule.ScheduleConfig) -> 
     return make(schedule, options.evaluated_steps, options.sigma_spacing, options.timesteps)
 
 
-def plan_sampling(options: RestoreOptions, schedule: schedule.ScheduleConfig, height: int, width: int) -> SamplingPlan:
-    """The plan for latents of height x width. Raises InputError for more tiles than are worked on."""
+def plan_sampling(
+    options: RestoreOptions, schedule: schedule.ScheduleConfig, height: int, width: int, pictures: int = 1
+) -> SamplingPlan:
+    """The plan for latents of height x width, of so many pictures; InputError for more tiles than are worked on."""
     options.check_tiles(height, width)
     corners = latent_grid(height, width, options.tile, options.overlap)
     return SamplingPlan(
         sampler=make_sampler(options, schedule),
         corners=corners,
         tile=(min(options.tile, height), min(options.tile, width)),
-        tile_batch=min(options.tile_batch, len(corners)),
+        tile_batch=min(max(options.batch // pictures, 1), len(corners)),
         evaluations=plan_evaluations(options),
         deepcache_levels=options.deepcache_levels if options.deepcache_interval > 1 else 0,
     )
@@ -179,6 +181,16 @@ jax.tree_util.register_dataclass(Text)
 jax.tree_util.register_dataclass(SamplingInputs)
 
 
+def joined(rows: Sequence[SamplingInputs]) -> SamplingInputs:
+    """The arrays of several pictures of one padded size as those of one batch."""
+    if len(rows) == 1:
+        return rows[0]
+    steps = [row.step_noise for row in rows]
+    without = [dataclasses.replace(row, step_noise=None) for row in rows]
+    together: SamplingInputs = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *without)
+    return together if steps[0] is None else dataclasses.replace(together, step_noise=np.concatenate(steps, axis=1))
+
+
 def sampling_options(options: RestoreOptions, changes: Mapping[str, Any]) -> RestoreOptions:
     """A copy with some of the options in `SAMPLING` changed.
 
@@ -196,7 +208,7 @@ def plan_and_complete(
     inputs: SamplingInputs,
     options: RestoreOptions,
     config: FaithDiffConfig,
-    image_size: tuple[int, int] | None = None,
+    image_sizes: Sequence[tuple[int, int]] | None = None,
 ) -> tuple[SamplingPlan, SamplingInputs]:
     """The plan for these arrays; and the arrays with what options say put in, and without what they make superfluous.
 
@@ -204,14 +216,14 @@ def plan_and_complete(
         inputs: what a caller has: features, texts, noise, and a start and step noise if need be.
         options: those in `SAMPLING` are read.
         config: the model's.
-        image_size: (H, W) in pixels of the whole padded picture; by default, that of the latents.
+        image_sizes: (H, W) in pixels of each whole padded picture, or of all; by default, that of the latents.
 
     Raises:
         InputError: an array that these options or this model need is missing, or there are too many tiles.
     """
-    _, height, width, _ = inputs.noise.shape
+    pictures, height, width, _ = inputs.noise.shape
     factor = config.vae.factor
-    plan = plan_sampling(options, config.schedule, height, width)
+    plan = plan_sampling(options, config.schedule, height, width, pictures)
     step_noise = inputs.step_noise if plan.sampler.needs_step_noise else None
     if plan.sampler.needs_step_noise and step_noise is None:
         raise InputError(
@@ -225,12 +237,12 @@ def plan_and_complete(
     sides = [side for side in (inputs.text, negative) if side is not None]
     if config.unet.pooled_dim is not None and any(side.pooled is None for side in sides):
         raise InputError("pooled or negative_pooled is None: this model's added embedding needs pooled texts")
-    size, target = image_size or (height * factor, width * factor), options.tile * factor
+    sizes, target = image_sizes or [(height * factor, width * factor)], options.tile * factor
     return plan, dataclasses.replace(
         inputs,
         negative=negative,
         step_noise=step_noise,
-        time_ids=np.array([[(*size, *corner, target, target)] for corner in plan.corners], np.float32),
+        time_ids=np.array([[(*size, *at, target, target) for size in sizes] for at in plan.corners], np.float32),
         guidance=np.float32(options.guidance),
         rescale=np.float32(options.guidance_rescale) if options.guidance_rescale > 0 else None,
     )

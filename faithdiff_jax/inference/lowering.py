@@ -27,7 +27,7 @@ class PlannedRestoration:
 
     Attributes:
         model: the architecture.
-        options: as in `restore`: steps, guidance, tile, overlap and tile_batch count.
+        options: as in `restore`: steps, guidance, tile, overlap and batch count.
         size: (H, W) of the padded picture, in pixels.
         dtype: of parameters and of computing.
         quantized: the 8-bit format of kernels, None for `dtype`.

@@ -143,7 +143,11 @@ class RestoreOptions:
     overlap: float = option(
         0.5, "stride from tile to tile as a fraction of a tile, as published", within=Range(1 / 16, 1)
     )
-    tile_batch: int = option(1, "tiles that go through the UNet together", within=Range(1, 1024))
+    batch: int = option(
+        1,
+        "tiles that go through the UNet together, of one picture or of several of one padded size",
+        within=Range(1, 1024),
+    )
     vae_tile: int = option(
         1024, "side in image pixels above which encoders and decoder work in tiles", within=Range(64, 2**14)
     )
@@ -247,9 +251,13 @@ class RestoreOptions:
         self.check_tiles(padded_height // config.vae.factor, padded_width // config.vae.factor)
         return padded_height, padded_width
 
+    def count_tiles(self, height: int, width: int) -> int:
+        """How many tiles latents of height x width are cut into."""
+        return count_tiles(height, width, self.tile, self.overlap)
+
     def check_tiles(self, height: int, width: int) -> None:
         """InputError if latents of height x width would be cut into more than `MOST_TILES`."""
-        tiles = count_tiles(height, width, self.tile, self.overlap)
+        tiles = self.count_tiles(height, width)
         if tiles > MOST_TILES:
             raise InputError(
                 f"tile is {self.tile} and overlap {self.overlap:g}: cut {width}x{height} latent pixels into {tiles:,} "

@@ -11,7 +11,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Num, UInt8
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files import images as images_
 from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.attribution import enlarged, word_weights
-from faithdiff_jax.inference.canvas import Canvas
 from faithdiff_jax.inference.inputs import SamplingInputs, Text
 from faithdiff_jax.inference.loading import (
     chosen,
@@ -37,7 +35,8 @@ from faithdiff_jax.inference.loading import (
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.inference.progress import long_task
-from faithdiff_jax.inference.stepwise import OnStep, sample_stepwise
+from faithdiff_jax.inference.restoration import Request, restore_all, restore_batch
+from faithdiff_jax.inference.stepwise import OnStep
 from faithdiff_jax.inference.tiling import fade_tiles, vae_tiles
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, numbered
@@ -203,7 +202,7 @@ class FaithDiff:
             (B, h, w, 4).
         """
         return self.programs.predict_noise(
-            self._denoiser_params, latents, timesteps, features, context, pooled, time_ids
+            self.denoiser_params, latents, timesteps, features, context, pooled, time_ids
         )
 
     def sample(
@@ -248,8 +247,9 @@ class FaithDiff:
             start=start,
             step_noise=step_noise,
         )
-        return self._sample(inputs, options, image_size, None)[0]
+        return self.sample_inputs(inputs, options, None if image_size is None else [image_size])[0]
 
+    @overload
     def restore(
         self,
         image: UInt8[np.ndarray, "h w 3"],
@@ -259,30 +259,73 @@ class FaithDiff:
         noise: Mapping[str, AnyArray] | None = None,
         on_step: OnStep | None = None,
         **replacements: Any,
-    ) -> UInt8[np.ndarray, "H W 3"]:
-        """Restore one picture (section "Restoring one image" of the published pipeline).
+    ) -> UInt8[np.ndarray, "H W 3"]: ...
+
+    @overload
+    def restore(
+        self,
+        image: Sequence[np.ndarray],
+        caption: str | Sequence[str] = "",
+        options: RestoreOptions | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        **replacements: Any,
+    ) -> list[np.ndarray]: ...
+
+    def restore(
+        self,
+        image: np.ndarray | Sequence[np.ndarray],
+        caption: str | Sequence[str] = "",
+        options: RestoreOptions | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        noise: Mapping[str, AnyArray] | None = None,
+        on_step: OnStep | None = None,
+        **replacements: Any,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Restore a picture, or several (section "Restoring one image" of the published pipeline).
+
+        Of several pictures, those of one padded size (see `multiple`) are denoised together, as many as make up the
+        option `batch`. Each is the picture that it is alone, to the rounding of another program.
 
         Args:
-            image: (h, w, 3), of any size.
-            caption: what the picture shows; used as it is.
+            image: (h, w, 3), of any size; or a list of such.
+            caption: what the picture shows; used as it is. Of several pictures, one for all or one for each.
             options: every choice there is; the model's defaults if None.
+            seeds: of several pictures, one for each; that of the options for all if None.
             noise: instead of the seed, standard normal arrays: "start" (1, H/8, W/8, 4), "encode" of the same shape
                 for the "lr" start, "steps" (steps, 1, H/8, W/8, 4) for the "ddpm" sampler. The same seed gives the
-                same picture on one device or eight.
+                same picture on one device or eight. For one picture.
             on_step: called after every step with the steps done, the steps there are, and a function that decodes the
-                picture as the last step sees it; to stop, it returns False. See `stepwise.OnStep`.
+                picture as the last step sees it; to stop, it returns False. See `stepwise.OnStep`. For one picture.
             replacements: single options to replace, such as `steps=10`.
 
         Returns:
-            (round(h * scale), round(w * scale), 3).
+            (round(h * scale), round(w * scale), 3); or a list of such, in the order of the pictures.
 
         Raises:
-            InputError: an unknown option, a value outside its range, a picture too small or large for the scale, or
-                noise that is missing or of another shape.
+            InputError: an unknown option, a value outside its range, a picture too small or large for the scale, noise
+                that is missing or of another shape, or another number of captions or seeds than of pictures.
             Cancelled: `on_step` returned False.
         """
         options = (options or self.defaults).replace(**replacements)
-        return self._restore(image, caption, options, noise, on_step=on_step)[0]
+        if isinstance(image, np.ndarray):
+            if not isinstance(caption, str) or seeds is not None:
+                raise InputError("caption or seeds is a list: must be one caption, and no seeds, for one picture")
+            request = Request(image=image, caption=caption, noise=noise)
+            return restore_batch(self, [request], options, on_step=on_step)[0].image
+        if noise is not None or on_step is not None:
+            raise InputError("noise or on_step is given: must be for one picture, not a list")
+        captions = [caption] * len(image) if isinstance(caption, str) else list(caption)
+        each = [None] * len(image) if seeds is None else [options.replace(seed=seed).seed for seed in seeds]
+        if not len(captions) == len(each) == len(image):
+            counts = f"{len(captions)} captions, {len(each)} seeds"
+            raise InputError(f"{counts}: must be as many as pictures, {len(image)}")
+        requests = [
+            Request(image=picture, caption=text, seed=seed)
+            for picture, text, seed in zip(image, captions, each, strict=True)
+        ]
+        return [restored.image for restored in restore_all(self, requests, options)]
 
     def attribute(
         self,
@@ -313,81 +356,31 @@ class FaithDiff:
         weights = word_weights(self.tokenizers, caption, words)
         options = (options or self.defaults).replace(**replacements)
         options.check_attribution()
-        restored, maps = self._restore(image, caption, options, noise, words=weights)
-        large = enlarged(np.asarray(maps)[0], self.config.vae.factor, *restored.shape[:2])
-        return restored, dict(zip(words, large, strict=True))
+        request = Request(image=image, caption=caption, noise=noise)
+        (restored,) = restore_batch(self, [request], options, words=weights)
+        large = enlarged(np.asarray(restored.maps)[0], self.config.vae.factor, *restored.image.shape[:2])
+        return restored.image, dict(zip(words, large, strict=True))
 
-    def _restore(
-        self,
-        image: np.ndarray,
-        caption: str,
-        options: RestoreOptions,
-        noise: Mapping[str, AnyArray] | None,
-        *,
-        words: Float[AnyArray, "1 m words"] | None = None,
-        on_step: OnStep | None = None,
-    ) -> tuple[np.ndarray, Array | None]:
-        """The restored picture; and maps (1, h, w, W) of the words at the latents' resolution, None without words."""
-        options.check_against(self.config)
-        canvas = Canvas.of(image, options, self.config)
-        padded = canvas.padded()
-        shapes = inputs_.noise_shapes(options, self.config, canvas.size)
-        if noise is None:
-            factor = self.config.vae.factor
-            inside = canvas.exact_size[0] // factor, canvas.exact_size[1] // factor
-            noise = inputs_.drawn_noise(shapes, options.seed, self.programs.normal, inside)
-        inputs_.check_noise(noise, options, shapes)
-
-        context, pooled = self.encode_text([caption, options.negative_caption])
-        from_lq = options.start == "lr"
-        inputs = SamplingInputs(
-            features=self.encode_lq(padded, vae_tile=options.vae_tile),
-            text=Text.of(context[:1], pooled[:1]),
-            negative=Text.of(context[1:], pooled[1:]),
-            noise=noise["start"],
-            start=self.encode(padded, noise["encode"], vae_tile=options.vae_tile) if from_lq else None,
-            step_noise=noise.get("steps"),
-        )
-        picture = functools.partial(self._picture, canvas=canvas, options=options)
-        if on_step is None:
-            latents, maps = self._sample(inputs, options, canvas.exact_size, words)
-        else:
-            plan, inputs = inputs_.plan_and_complete(inputs, options, self.config, canvas.exact_size)
-            latents = sample_stepwise(self.programs, self._denoiser_params, plan, inputs, on_step, picture)
-            maps = None
-        return picture(latents), maps
-
-    def _picture(self, latents: Array, *, canvas: Canvas, options: RestoreOptions) -> np.ndarray:
-        """Decode latents (1, h, w, c), without the padding and with the colours of the upscaled input."""
-        decoded = np.asarray(self.decode(latents, vae_tile=options.vae_tile))[0]
-        height, width = canvas.upscaled.shape[:2]
-        if canvas.size == canvas.exact_size:
-            decoded, enlarged, sizes = images_.crop(decoded, height, width), images_.to_float(canvas.upscaled), None
-        else:  # in the padding, so that pictures of one padded size share the colour fix too
-            enlarged, sizes = canvas.padded()[0], np.array([[height, width]], np.int32)
-        if self.config.decoder_output == "difference":
-            decoded = enlarged + decoded
-        # As published, colours are fixed on the picture at eight bits, against the upscaled input.
-        ours = images_.to_float(images_.to_uint8(decoded))
-        fixed = self.programs.fix_color(ours[None], enlarged[None], options.color_fix, options.wavelet_levels, sizes)
-        return images_.to_uint8(images_.crop(np.asarray(fixed)[0], height, width))
-
-    def _sample(
+    def sample_inputs(
         self,
         inputs: SamplingInputs,
         options: RestoreOptions,
-        image_size: tuple[int, int] | None,
-        words: Float[AnyArray, "b m words"] | None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        words: Float[AnyArray, "b m words"] | None = None,
     ) -> tuple[Float[Array, "b h w c"], Array | None]:
-        """`sample`, and the maps (B, h, w, W) of words (B, M, W), or None."""
+        """`sample`, and the maps (B, h, w, W) of words (B, M, W), or None.
+
+        `image_sizes` are those of the B pictures in pixels, or one of all of them.
+        """
         options.check_against(self.config)
-        plan, inputs = inputs_.plan_and_complete(inputs, options, self.config, image_size)
+        plan, inputs = inputs_.plan_and_complete(inputs, options, self.config, image_sizes)
         if words is None:
-            return self.programs.sample(self._denoiser_params, plan, inputs), None
-        return self.programs.attribute(self._denoiser_params, plan, inputs, words)
+            return self.programs.sample(self.denoiser_params, plan, inputs), None
+        return self.programs.attribute(self.denoiser_params, plan, inputs, words)
 
     @property
-    def _denoiser_params(self) -> Params:
+    def denoiser_params(self) -> Params:
+        """Of UNet and aligner, which denoise together."""
         return {"unet": self.params["unet"], "alignment": self.params["alignment"]}
 
     def _in_tiles(

@@ -1,0 +1,177 @@
+"""From pictures to restored pictures: one at a time, or those of one padded size together.
+
+    picture -> Canvas -> LQ features, start latent \
+    caption -> context, pooled                      > SamplingInputs --joined--> denoise -> decode, colours -> picture
+    seed -> noise                                  /
+
+Encoders and decoder see one picture at a time, so that they are one program whatever the batch; denoising, which is
+nearly all of the time, is of the whole batch.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from faithdiff_jax.files import images
+from faithdiff_jax.inference import inputs as inputs_
+from faithdiff_jax.inference.canvas import Canvas
+from faithdiff_jax.inference.inputs import SamplingInputs, Text
+from faithdiff_jax.inference.options import RestoreOptions
+from faithdiff_jax.inference.stepwise import OnStep, sample_stepwise
+from faithdiff_jax.models.config import FaithDiffConfig
+
+if TYPE_CHECKING:
+    from faithdiff_jax.inference.pipeline import FaithDiff
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """A picture to restore.
+
+    Attributes:
+        image: (h, w, 3), of any size.
+        caption: what it shows.
+        seed: of its noise; None for that of the options.
+        noise: instead of a seed, as `FaithDiff.restore` has it.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    caption: str = ""
+    seed: int | None = None
+    noise: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A picture restored.
+
+    Attributes:
+        image: (round(h * scale), round(w * scale), 3).
+        seconds: spent on it by stage: "encode", "denoise" (its share of the batch's), "decode".
+        maps: (h, w, W) of words at the latents' resolution, if they were asked for.
+    """
+
+    image: UInt8[np.ndarray, "H W 3"]
+    seconds: dict[str, float]
+    maps: Any = None
+
+
+def pictures_together(options: RestoreOptions, config: FaithDiffConfig, size: tuple[int, int]) -> int:
+    """How many pictures of a padded size in pixels are one batch: as many as `options.batch` tiles hold.
+
+    An aligner that mixes the pictures of a batch, as in the published training code, gets one at a time.
+    """
+    height, width = (side // config.vae.factor for side in size)
+    return 1 if config.alignment.mixing == "batch" else max(1, options.batch // options.count_tiles(height, width))
+
+
+def restore_all(model: "FaithDiff", requests: Sequence[Request], options: RestoreOptions) -> list[Restored]:
+    """Restore pictures of any sizes, those of one padded size together, `options.batch` tiles at a time.
+
+    Raises:
+        InputError: see `FaithDiff.restore`.
+    """
+    options.check_against(model.config)
+    by_size: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
+    for number, request in enumerate(requests):
+        by_size[options.padded_size(model.config, *request.image.shape[:2])].append(number)
+    found: dict[int, Restored] = {}
+    for size, numbers in by_size.items():
+        count = pictures_together(options, model.config, size)
+        for first in range(0, len(numbers), count):
+            part = numbers[first : first + count]
+            restored = restore_batch(model, [requests[number] for number in part], options)
+            found.update(zip(part, restored, strict=True))
+    return [found[number] for number in range(len(requests))]
+
+
+def restore_batch(
+    model: "FaithDiff",
+    requests: Sequence[Request],
+    options: RestoreOptions,
+    *,
+    words: Float[Array | np.ndarray, "1 m words"] | None = None,
+    on_step: OnStep | None = None,
+) -> list[Restored]:
+    """Restore pictures of one padded size in one batch; `words` and `on_step` are for one picture alone.
+
+    The batch is filled up to a power of two, so that few sizes of batch are compiled.
+    """
+    options.check_against(model.config)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "encode"):
+        canvases = [Canvas.of(request.image, options, model.config) for request in requests]
+        rows = [_encode(model, *pair, options) for pair in zip(requests, canvases, strict=True)]
+        surplus = (1 << (len(rows) - 1).bit_length()) - len(rows)
+        inputs = jax.block_until_ready(inputs_.joined(rows + rows[-1:] * surplus))
+    sizes = [canvas.exact_size for canvas in canvases + canvases[-1:] * surplus]
+    with _timed(seconds, "denoise"):
+        if on_step is None:
+            latents, maps = model.sample_inputs(inputs, options, sizes, words)
+        else:
+            plan, inputs = inputs_.plan_and_complete(inputs, options, model.config, sizes)
+            look = functools.partial(_decode, model, canvas=canvases[0], options=options)
+            latents = sample_stepwise(model.programs, model.denoiser_params, plan, inputs, on_step, look)
+            maps = None
+        jax.block_until_ready(latents)
+    each = [latents] if len(rows) == 1 else np.asarray(latents)[: len(rows), None]
+    with _timed(seconds, "decode"):
+        pictures = [
+            _decode(model, one, canvas=canvas, options=options) for one, canvas in zip(each, canvases, strict=True)
+        ]
+    shares = {stage: spent / len(rows) for stage, spent in seconds.items()}
+    return [Restored(image=picture, seconds=shares, maps=maps) for picture in pictures]
+
+
+def _encode(model: "FaithDiff", request: Request, canvas: Canvas, options: RestoreOptions) -> SamplingInputs:
+    """The arrays of one picture."""
+    padded, noise, factor = canvas.padded(), request.noise, model.config.vae.factor
+    shapes = inputs_.noise_shapes(options, model.config, canvas.size)
+    if noise is None:
+        inside = canvas.exact_size[0] // factor, canvas.exact_size[1] // factor
+        seed = options.seed if request.seed is None else request.seed
+        noise = inputs_.drawn_noise(shapes, seed, model.programs.normal, inside)
+    inputs_.check_noise(noise, options, shapes)
+    context, pooled = model.encode_text([request.caption, options.negative_caption])
+    from_lq = options.start == "lr"
+    return SamplingInputs(
+        features=model.encode_lq(padded, vae_tile=options.vae_tile),
+        text=Text.of(context[:1], pooled[:1]),
+        negative=Text.of(context[1:], pooled[1:]),
+        noise=noise["start"],
+        start=model.encode(padded, noise["encode"], vae_tile=options.vae_tile) if from_lq else None,
+        step_noise=noise.get("steps"),
+    )
+
+
+def _decode(
+    model: "FaithDiff", latents: Array | np.ndarray, *, canvas: Canvas, options: RestoreOptions
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture of latents (1, h, w, c), without the padding and with the colours of the upscaled input."""
+    decoded = np.asarray(model.decode(latents, vae_tile=options.vae_tile))[0]
+    height, width = canvas.upscaled.shape[:2]
+    if canvas.size == canvas.exact_size:
+        decoded, enlarged, sizes = images.crop(decoded, height, width), images.to_float(canvas.upscaled), None
+    else:  # in the padding, so that pictures of one padded size share the colour fix too
+        enlarged, sizes = canvas.padded()[0], np.array([[height, width]], np.int32)
+    if model.config.decoder_output == "difference":
+        decoded = enlarged + decoded
+    # As published, colours are fixed on the picture at eight bits, against the upscaled input.
+    ours = images.to_float(images.to_uint8(decoded))
+    fixed = model.programs.fix_color(ours[None], enlarged[None], options.color_fix, options.wavelet_levels, sizes)
+    return images.to_uint8(images.crop(np.asarray(fixed)[0], height, width))
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - begin
