@@ -21,12 +21,14 @@ from PIL import Image
 from training_runs import kept_programs
 
 from faithdiff_jax.cli.command import Parser
+from faithdiff_jax.cli.jobs import plan_jobs
 from faithdiff_jax.cli.main import run_command
-from faithdiff_jax.cli.restore import add_flags, plan_jobs
+from faithdiff_jax.cli.restore_flags import add_flags
 from faithdiff_jax.config import Range, load_yaml
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.options import RestoreOptions, option
 from faithdiff_jax.inference.pipeline import FaithDiff
+from faithdiff_jax.inference.restoration import Restored
 
 main = functools.partial(run_command, "restore")
 ROOT = pathlib.Path(__file__).parent.parent
@@ -56,6 +58,11 @@ def opened(path: pathlib.Path) -> Image.Image:
         return picture.copy()
 
 
+def results(folder: pathlib.Path) -> list[str]:
+    """What is in a folder of results, but for the manifest."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "manifest.jsonl")
+
+
 def infer(*arguments) -> int:
     return main([str(argument) for argument in arguments])
 
@@ -76,7 +83,7 @@ def test_a_folder_is_restored_and_then_skipped(model, photos, tmp_path, capsys):
     output = tmp_path / "restored"
     assert infer("--model", model, "--input", photos, "--output", output, *QUICK) == 0
     said = capsys.readouterr()
-    assert sorted(path.name for path in output.iterdir()) == ["face.png", "glass.png", "gray.png"]
+    assert results(output) == ["face.png", "glass.png", "gray.png"]
     assert opened(output / "face.png").size == (60, 48)
     assert opened(output / "gray.png").mode == "L"
     glass = opened(output / "glass.png")
@@ -85,7 +92,7 @@ def test_a_folder_is_restored_and_then_skipped(model, photos, tmp_path, capsys):
     assert "gray repeated into three channels" in said.out
     assert "alpha upscaled with Lanczos" in said.out
 
-    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}  # the manifest's too
     assert infer("--model", model, "--input", photos, "--output", output, *QUICK) == 0
     assert "3 of 3 already done, skipped" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in output.iterdir()}
@@ -101,7 +108,7 @@ def test_bad_files_do_not_stop_good_ones(model, photos, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "3 of 6 pictures could not be restored:" in said
     assert all(name in said for name in ("cut.jpg", "text.png", "dot.png"))
-    assert sorted(path.name for path in output.iterdir()) == ["face.png", "glass.png", "gray.png"]
+    assert results(output) == ["face.png", "glass.png", "gray.png"]
 
 
 def test_captions_change_the_result_and_bad_ones_are_named(model, photos, tmp_path, capsys):
@@ -132,7 +139,7 @@ def test_inputs_of_one_stem_do_not_overwrite_each_other(model, photos, tmp_path)
         infer("--model", model, "--input", photos, "--output", output, "--format", "jpg", "--scale", "1", *QUICK) == 2
     )
     # The alpha of glass.webp does not go into a JPEG: said, and nothing written for it.
-    assert sorted(path.name for path in output.iterdir()) == ["face_jpg.jpg", "face_png.jpg", "gray.jpg"]
+    assert results(output) == ["face_jpg.jpg", "face_png.jpg", "gray.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -273,23 +280,21 @@ def test_no_two_pictures_have_one_result(tmp_path):
 
 def test_faults_of_one_picture_do_not_stop_the_others(model, photos, tmp_path, capsys, monkeypatch):
     """No memory for one, a caption nested too deep for another, a bug of a decoder for a third."""
-    from faithdiff_jax.inference.pipeline import FaithDiff
-
     raised = iter([MemoryError(), RecursionError("maximum recursion depth exceeded")])
 
-    def restore(self, image, caption, options):
+    def restore_all(model, requests, options):
         error = next(raised, None)
         if error is not None:
             raise error
-        return np.repeat(np.repeat(image, 2, 0), 2, 1)
+        return [Restored(image=np.repeat(np.repeat(one.image, 2, 0), 2, 1), seconds={}) for one in requests]
 
-    monkeypatch.setattr(FaithDiff, "restore", restore)
+    monkeypatch.setattr("faithdiff_jax.inference.restoration.restore_all", restore_all)
     assert infer("--model", model, "--input", photos, "--output", tmp_path / "out", *QUICK) == 2
     said = capsys.readouterr().err
     assert "2 of 3 pictures could not be restored:" in said
     assert "face.jpg: not enough memory; a smaller picture, tile, crop or batch needs less" in said
     assert "glass.webp: something given is nested too deep to be read" in said
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["gray.png"]
+    assert results(tmp_path / "out") == ["gray.png"]
 
 
 def test_a_pipe_among_the_pictures_is_left_alone(model, photos, tmp_path):
@@ -405,7 +410,7 @@ def test_words_of_the_caption_are_attributed(model, photos, tmp_path, capsys):
     flags = ["--attribute", "cat", "--attribute", "dog", "--captions", captions, "--keep-captions"]
     assert infer("--model", model, "--input", photos / "face.jpg", "--output", output, *flags, *QUICK) == 0
     assert "no map: word is 'dog': must be in the caption, 'the cat'" in capsys.readouterr().out
-    assert sorted(path.name for path in output.iterdir()) == ["face.png", "face_attribution_cat.png"]
+    assert results(output) == ["face.png", "face_attribution_cat.png"]
     assert opened(output / "face_attribution_cat.png").size == (60, 48 + 4 * 18)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.reading import require_file
@@ -21,6 +22,8 @@ MIN_SIDE = 2  # a picture one pixel wide has no neighbours to restore from
 MIN_TARGET_SIDE = 8  # one latent pixel
 MAX_PIXELS = 2**27  # 134 million, of a file that is read: larger headers are taken for decompression bombs
 MAX_TARGET_PIXELS = 2**28  # 268 million, 16,384 x 16,384, of an upscaled or restored picture: 3 GB as float32
+
+TEXT_KEY = "faithdiff"  # of the text in a PNG file that says how it was made
 
 _FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
@@ -94,6 +97,24 @@ def load_image(path: str | os.PathLike[str]) -> Picture:
     return Picture(rgb, alpha, gray, profile, tuple(notes))
 
 
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of a picture file, upright, as far as its first bytes tell; nothing is decoded.
+
+    Raises:
+        InputError: missing, or not a picture.
+    """
+    path = Path(path)
+    require_file(path, "picture file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                width, height = image.size
+                return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+    except Exception as error:
+        raise InputError(f"{path}: not a picture that can be read ({_one_line(error)})") from error
+
+
 def output_format(path: str | os.PathLike[str], *, alpha: bool = False) -> str:
     """Pillow's name of the format a path's suffix asks for, so that a bad one is found before the work is done.
 
@@ -115,11 +136,13 @@ def save_image(
     alpha: UInt8[np.ndarray, "h w"] | None = None,
     gray: bool = False,
     icc_profile: bytes | None = None,
+    text: str | None = None,
 ) -> None:
     """Write (H, W, 3) uint8, with (H, W) uint8 `alpha` if given, in the format of the suffix: whole or not at all.
 
     `gray` stores the luma (ITU-R 601) as one channel. The profile is left out where it does not fit the channels
-    that are stored. JPEG is written at quality 95 without chroma subsampling, everything else without loss.
+    that are stored. JPEG is written at quality 95 without chroma subsampling, everything else without loss. `text` says
+    how the picture was made: in PNG a text of the name `TEXT_KEY`, in TIFF the description; others are without.
     Raises ValueError for arrays of another shape or type, InputError if the file cannot be written.
     """
     path = Path(path)
@@ -134,10 +157,16 @@ def save_image(
         image = image.convert("L")
     if alpha is not None:
         image.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
-    options = dict(_SAVE_OPTIONS[name])
+    options: dict[str, Any] = dict(_SAVE_OPTIONS[name])
     stores_gray = gray and name != "WEBP"  # WebP has no gray
     if icc_profile is not None and _profile_fits(icc_profile, stores_gray):
         options["icc_profile"] = icc_profile
+
+    if text is not None and name == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text(TEXT_KEY, text)
+    elif text is not None and name == "TIFF":
+        options["description"] = text
 
     if path.is_dir():
         raise InputError(f"{path}: is a folder, name a file")
