@@ -189,6 +189,18 @@ def test_a_folder_that_changes_under_the_run(batches, tmp_path, capsys, monkeypa
     assert opened(out / "c.png").size == (120, 80)
 
 
+def test_captions_of_another_set(batches, tmp_path, capsys):
+    photos, captions = write(tmp_path / "in", a=(20, 30), b=(20, 30)), tmp_path / "captions"
+    captions.mkdir()
+    (captions / "c.txt").write_text("a cat")
+    flags = ["--input", photos, "--output", tmp_path / "out", "--captions", captions]
+    assert restore(*flags) == 2
+    assert "has a caption for none of the pictures (a.json or a.txt, for instance)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (captions / "b.txt").write_text("a dog")
+    assert restore(*flags) == 0
+
+
 def test_a_full_disk_ends_the_run(batches, tmp_path, capsys, monkeypatch):
     photos, out = write(tmp_path / "in", **{name: (20, 30) for name in "abcdefgh"}), tmp_path / "out"
 

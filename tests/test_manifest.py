@@ -1,5 +1,6 @@
 """The manifest of a folder: what it survives and what it refuses."""
 
+import os
 import subprocess
 import sys
 
@@ -55,9 +56,18 @@ def test_what_is_no_record_is_named(tmp_path, line, message):
         pass
 
 
-def test_a_folder_in_its_place(tmp_path):
-    (tmp_path / NAME).mkdir()
-    with pytest.raises(InputError, match="cannot be read"), opened(tmp_path):
+def test_something_else_in_its_place(tmp_path):
+    place = tmp_path / NAME
+    place.mkdir()
+    with pytest.raises(InputError, match="is a folder"), opened(tmp_path):
+        pass
+    place.rmdir()
+    os.mkfifo(place)  # which would keep a reader waiting for ever
+    with pytest.raises(InputError, match="not a regular file"), opened(tmp_path):
+        pass
+    place.unlink()
+    place.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no such file"), opened(tmp_path):
         pass
 
 

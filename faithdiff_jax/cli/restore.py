@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from faithdiff_jax import SMALL_MODEL
 from faithdiff_jax.cli import describe
 from faithdiff_jax.cli.command import Parser, report_faults
-from faithdiff_jax.cli.jobs import plan_jobs
+from faithdiff_jax.cli.jobs import Job, plan_jobs
 from faithdiff_jax.cli.progress import log_above_the_bar
 from faithdiff_jax.cli.restore_flags import add_flags
 from faithdiff_jax.cli.restore_records import Making, choose
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images as images_
 from faithdiff_jax.files import manifest
+from faithdiff_jax.files.captions import find_caption
 from faithdiff_jax.inference.options import RestoreOptions
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         code = report_faults(left_out, len(jobs), "results failed before and are left out (--retry-failed)")
         if not todo:
             return code
+        if arguments.captions is not None and len(jobs) > 1:
+            _check_captions(arguments.captions, jobs)
         if len(jobs) == 1:  # a bad picture need not wait for the model
             image = images_.load_image(todo[0].source).rgb
             options.padded_size(stored.config, *image.shape[:2])
@@ -125,6 +128,13 @@ def _check_companions(arguments: argparse.Namespace) -> None:
     describe.check(arguments)
     if arguments.attribute and not (arguments.captions or arguments.caption or arguments.caption_from):
         raise InputError("--attribute: is for words of a caption, give --caption, --captions or --caption-from")
+
+
+def _check_captions(folder: pathlib.Path, jobs: Sequence[Job]) -> None:
+    """InputError for a folder that has a caption for none of the pictures: it must be that of others."""
+    if not any(find_caption(job.source, folder) for job in jobs):
+        wanted = f"{jobs[0].source.stem}.json or {jobs[0].source.stem}.txt, for instance"
+        raise InputError(f"--captions {folder}: has a caption for none of the pictures ({wanted})")
 
 
 def _check_words(arguments: argparse.Namespace, stored: "ModelDirectory") -> None:

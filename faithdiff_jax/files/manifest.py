@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files.reading import parse_json
+from faithdiff_jax.files.reading import parse_json, read_bytes
 
 NAME = "manifest.jsonl"
+LARGEST = 2**30  # bytes, about a million results
 RESULT = "result"
 """The key of a record that names its result, a file of the folder."""
 
@@ -72,12 +73,9 @@ def opened(folder: pathlib.Path) -> Iterator[Manifest]:
 
 
 def _read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); it must be a manifest of this command") from None
+    data = read_bytes(path, LARGEST, "manifest")
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):  # a process was killed while it wrote
         try:
