@@ -200,7 +200,7 @@ def _restoration(arguments: argparse.Namespace, target: "Target") -> "Plan":
         all_flops=count,
         traffic=traffic(laid_out.text),
     )
-    smaller = f"tile_batch={planned.plan.tile_batch // 2}" if planned.plan.tile_batch > 1 else "a smaller tile, tile=64"
+    smaller = f"batch={planned.plan.tile_batch // 2}" if planned.plan.tile_batch > 1 else "a smaller tile, tile=64"
     return plan if plan.fits else plan.with_advice(smaller)
 
 
