@@ -3,13 +3,15 @@
 import dataclasses
 
 import pytest
-from converted import loaded
+from converted import loaded, published_and_converted
 from test_pipeline import levels_apart, photograph
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.inputs import plan_and_complete
 from faithdiff_jax.inference.options import RestoreOptions
+from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.inference.restoration import Request, pictures_together, restore_all
+from faithdiff_jax.sharding import make_mesh
 
 SIZES = ((20, 27), (32, 30), (40, 20), (17, 32))  # the third is padded to another size
 CAPTIONS = ("the cat", "", "a cat sat", "the the")
@@ -31,6 +33,17 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(given):
         assert largest <= 1  # of 255: another program rounds otherwise
         assert share < 0.01
     assert levels_apart(together[0], model.restore(pictures[0], CAPTIONS[0], seed=2, **options))[0] > 1
+
+
+def test_a_batch_on_eight_devices():
+    pictures, options = [photograph(*size) for size in SIZES], {"steps": 2, "multiple": 64, "batch": 4, "scale": 2}
+    spread = FaithDiff.load(published_and_converted()[1], mesh=make_mesh(data=4, fsdp=2))
+    together = spread.restore(pictures, CAPTIONS, seeds=SEEDS, color_fix="none", **options)
+    for i, restored in enumerate(together):
+        alone = loaded().restore(pictures[i], CAPTIONS[i], seed=SEEDS[i], color_fix="none", **options)
+        largest, share = levels_apart(restored, alone)
+        assert largest <= 1
+        assert share < 0.01
 
 
 def test_how_many_pictures_go_together():

@@ -148,10 +148,11 @@ def test_failures_are_kept_and_retried_when_asked(batches, tmp_path, capsys):
 
 def test_a_batch_without_memory_is_done_one_by_one(batches, tmp_path, capsys):
     photos, out = write(tmp_path / "in", a=(12, 12), b=(13, 13), c=(12, 13)), tmp_path / "out"
-    assert restore("--input", photos, "--output", out, "--batch", 4, "--multiple", 64) == 1
+    flags = ["--input", photos, "--output", out, "--batch", 4, "--multiple", 64]
+    assert restore(*flags) == 1
     assert [len(batch) for batch in batches] == [3, 1, 1, 1]
     assert "b.png: not enough memory" in capsys.readouterr().err
-    assert restore("--input", photos, "--output", out) == 1  # not the picture's fault: tried again
+    assert restore(*flags) == 1  # not the picture's fault: tried again
     assert len(batches) == 5
 
 
