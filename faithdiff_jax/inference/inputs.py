@@ -182,13 +182,11 @@ jax.tree_util.register_dataclass(SamplingInputs)
 
 
 def joined(rows: Sequence[SamplingInputs]) -> SamplingInputs:
-    """The arrays of several pictures of one padded size as those of one batch."""
-    if len(rows) == 1:
-        return rows[0]
+    """The arrays of several pictures of one padded size as those of one batch; fit for jit."""
     steps = [row.step_noise for row in rows]
     without = [dataclasses.replace(row, step_noise=None) for row in rows]
     together: SamplingInputs = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *without)
-    return together if steps[0] is None else dataclasses.replace(together, step_noise=np.concatenate(steps, axis=1))
+    return together if steps[0] is None else dataclasses.replace(together, step_noise=jnp.concatenate(steps, axis=1))
 
 
 def sampling_options(options: RestoreOptions, changes: Mapping[str, Any]) -> RestoreOptions:

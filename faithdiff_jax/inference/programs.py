@@ -5,7 +5,7 @@ Parameters are passed in, so that a program works on any of the right shapes: lo
 
 import collections
 import contextlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -18,7 +18,7 @@ from faithdiff_jax.diffusion import schedule
 from faithdiff_jax.diffusion.sampler import Carry
 from faithdiff_jax.inference.color import fix_color
 from faithdiff_jax.inference.denoise import advance, begin, denoise, denoise_and_attribute
-from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan
+from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan, joined
 from faithdiff_jax.inference.prepared import Prepared
 from faithdiff_jax.inference.progress import long_task
 from faithdiff_jax.models.config import FaithDiffConfig
@@ -124,6 +124,7 @@ class Programs:
         attribute: ({unet, alignment}, plan, inputs, words) -> latents, maps; see `denoise_and_attribute`.
         begin: ({unet, alignment}, plan, inputs) -> what `advance` starts from; `sample` in parts.
         advance: ({unet, alignment}, plan, inputs, prepared, carry, first, last) -> carry; see `denoise.advance`.
+        join: (None, rows of inputs) -> inputs of a batch; see `joined`.
         normal: (key, count) -> standard normal noise.
         fix_color: (images, references, method, levels, sizes) -> images.
     """
@@ -167,6 +168,9 @@ class Programs:
             part = first, last
             return advance(networks.denoiser(params), plan, inputs, prepared, carry, part=part, constrain=constrain)
 
+        def join(_: None, rows: Sequence[SamplingInputs]) -> SamplingInputs:
+            return joined(rows)
+
         def normal(key: Array, count: int) -> Array:
             return jax.random.normal(key, (count,))
 
@@ -188,6 +192,7 @@ class Programs:
         self.attribute = Program(attribute, static=(1,), describe=of_sampling)
         self.begin = Program(start, static=(1,))
         self.advance = Program(walk, static=(1,), describe=of_sampling)
+        self.join = Program(join)
         self.normal = Program(normal, kept=2 * SIZES_KEPT, static=(1,))  # two shapes a picture with "ddpm"
         self.fix_color = Program(fix_color, static=(2, 3))
 

@@ -111,7 +111,8 @@ def restore_batch(
         canvases = [Canvas.of(request.image, options, model.config) for request in requests]
         rows = [_encode(model, *pair, options) for pair in zip(requests, canvases, strict=True)]
         surplus = (1 << (len(rows) - 1).bit_length()) - len(rows)
-        inputs = jax.block_until_ready(inputs_.joined(rows + rows[-1:] * surplus))
+        inputs = rows[0] if len(rows) == 1 else model.programs.join(None, rows + rows[-1:] * surplus)
+        jax.block_until_ready(inputs)
     sizes = [canvas.exact_size for canvas in canvases + canvases[-1:] * surplus]
     with _timed(seconds, "denoise"):
         if on_step is None:
