@@ -45,7 +45,7 @@ def main() -> None:
         height, width = (int(rng.integers(side // 2, side + 1)) for side in case.low.shape[:2])
         low, reference = case.low[:height, :width], case.reference[: SCALE * height, : SCALE * width]
         pictures.append((np.ascontiguousarray(low), np.ascontiguousarray(reference)))
-    settings = {"own size": {}, "own size, another seed": {"seed": 7}}
+    settings = {"own size": {"multiple": None}, "own size, another seed": {"multiple": None, "seed": 7}}
     settings |= {f"--multiple {multiple}": {"multiple": multiple} for multiple in given.multiples}
     restored = {
         name: [model.restore(low, "", defaults, **changes) for low, _ in pictures] for name, changes in settings.items()

@@ -41,6 +41,16 @@ def test_noise_is_that_of_the_picture_without_padding():
         assert not np.isin(rest, drawn).any()
 
 
+def test_what_lies_in_the_padding():
+    """As published up to whole latent pixels; from there on mirrored, several times if need be."""
+    model, image = loaded(), photograph(13, 61)
+    exact = Canvas.of(image, RestoreOptions(scale=1), model.config).padded()[0]
+    padded = Canvas.of(image, RestoreOptions(scale=1, multiple=64), model.config).padded()[0]
+    assert (exact.shape, padded.shape) == ((16, 64, 3), (64, 64, 3))
+    np.testing.assert_array_equal(exact[12:], np.repeat(exact[12:13], 4, axis=0))
+    np.testing.assert_array_equal(padded, np.concatenate([exact, exact[::-1], exact, exact[::-1]]))
+
+
 @pytest.mark.parametrize("method", COLOR_FIXES)
 def test_colours_are_those_of_the_picture_without_padding(rng, method):
     sizes = np.array([[37, 53], [16, 64]], np.int32)

@@ -32,5 +32,11 @@ class Canvas:
         return cls(images.upscale(image, options.scale), exact_size, size)
 
     def padded(self) -> Float32[np.ndarray, "1 padded_H padded_W 3"]:
-        """The picture as a batch of one of `size`, in [-1, 1], its last row and column repeated."""
-        return images.to_float(images.pad(self.upscaled, *self.size))[None]
+        """The picture as a batch of one of `size`, in [-1, 1].
+
+        Up to `exact_size` its last row and column are repeated, as published. From there on it is mirrored, which
+        changes the picture less than more repetition would (`benchmarks/padding.py`).
+        """
+        exact = images.pad(self.upscaled, *self.exact_size)
+        rest = [(0, side - exact_side) for side, exact_side in zip(self.size, self.exact_size, strict=True)]
+        return images.to_float(np.pad(exact, (*rest, (0, 0)), mode="symmetric"))[None]
