@@ -1,5 +1,7 @@
 """Weights in 8 bits: what is rounded, by how much, and that layers, stacks, meshes and LoRA take it."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,6 +144,9 @@ def test_the_command(tmp_path, capsys):
         assert run_command("restore", [*flags, str(tmp_path / name), *more]) == 0
     pictures = [np.asarray(Image.open(tmp_path / name / "a.png")) for name in ("whole", "eight")]
     assert (pictures[0] != pictures[1]).any()
+    records = [json.loads((tmp_path / name / "manifest.jsonl").read_text()) for name in ("whole", "eight")]
+    assert [record["quantized"] for record in records] == [None, "fp8"]
+    assert json.loads(Image.open(tmp_path / "eight" / "a.png").text["faithdiff"])["quantized"] == "fp8"
     capsys.readouterr()
     assert run_command("restore", [*flags, str(tmp_path / "new"), "--quantized", "int4"]) == 2
     assert "int4" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     seeds = _seeds(arguments, options)
     jobs = plan_jobs(arguments.input, arguments.output, arguments.format, arguments.attribute, seeds)
     with log_above_the_bar(), _made(arguments.output), manifest.opened(arguments.output) as kept:
-        making = Making(options, stored.digest, loras)
+        making = Making(options, stored.digest, loras, arguments.dtype, arguments.quantized)
         todo, left_out = choose(jobs, kept, making, arguments)
         code = report_faults(left_out, len(jobs), "results failed before and are left out (--retry-failed)")
         if not todo:

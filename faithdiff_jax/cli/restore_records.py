@@ -23,16 +23,21 @@ class Making:
         options: but for the seed, which is the job's.
         model: SHA-256 of the model.
         loras: LoRA files and their weights.
+        dtype: that was asked for, "auto" too.
+        quantized: the 8-bit format of kernels, if any.
     """
 
     options: RestoreOptions
     model: str
     loras: Mapping[str, float]
+    dtype: str = "auto"
+    quantized: str | None = None
 
     def described(self, seed: int) -> dict[str, Any]:
         """As plain data, which says how to make the result again."""
         options = to_dict(self.options.replace(seed=seed))
-        return {"version": __version__, "model": self.model, "loras": dict(self.loras), "options": options}
+        weights = {"model": self.model, "loras": dict(self.loras), "dtype": self.dtype, "quantized": self.quantized}
+        return {"version": __version__, **weights, "options": options}
 
     def text(self, job: Job, caption: str) -> str:
         """What a picture says of itself: nothing that differs from run to run, such as a time."""
@@ -91,7 +96,7 @@ def _fails_again(record: Mapping[str, Any], making: Making, job: Job) -> bool:
 
 def _made_alike(record: Mapping[str, Any], making: Making, job: Job) -> bool:
     described = json.loads(json.dumps(making.described(job.seed)))
-    return all(record.get(key) == described[key] for key in ("model", "loras", "options"))
+    return all(record.get(key) == described[key] for key in ("model", "loras", "dtype", "quantized", "options"))
 
 
 def _plain(name: str) -> str:
