@@ -14,13 +14,11 @@ import os
 import pathlib
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 
 import numpy as np
-from paired import TorchNetworks, measure, our_config, our_parameters
+from paired import TorchNetworks, in_turns, measure, our_config, our_parameters, relative_error
 
 GUIDANCE = 5.0
 
@@ -204,13 +202,8 @@ def main() -> None:
         child(options)
         return
 
-    reports: dict[str, list[dict]] = {"ours": [], "reference": []}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(options.rounds):
-            for name in reports:
-                command = [sys.executable, __file__, *sys.argv[1:], "--child", name, "--folder", folder]
-                output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ).stdout
-                reports[name].append(json.loads(output.splitlines()[-1]))
+        reports = in_turns(__file__, options.rounds, folder)
         errors = {}
         for what, suffix in (("one evaluation", ""), (f"{options.steps} steps", "_image")):
             files = [pathlib.Path(folder) / f"{who}{suffix}.npy" for who in reports]
@@ -230,11 +223,6 @@ def main() -> None:
     print(f"{'peak memory, GiB':32}{peaks[0]:12.2f}{peaks[1]:12.2f}{peaks[0] / peaks[1]:8.2f}")
     for name in ("compile, cold", "compile, from the cache"):
         print(f"{name + ', s':32}{statistics.median(r[name] for r in reports['ours']):12.2f}")
-
-
-def relative_error(first: pathlib.Path, second: pathlib.Path) -> float:
-    a, b = np.load(first).astype(np.float64), np.load(second).astype(np.float64)
-    return float(np.abs(a - b).max() / np.abs(b).max())
 
 
 if __name__ == "__main__":

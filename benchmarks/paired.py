@@ -7,8 +7,10 @@ that a process has one of them.
 
 import collections
 import concurrent.futures
+import json
 import os
 import pathlib
+import subprocess
 import sys
 import time
 import zlib
@@ -222,6 +224,26 @@ class TorchNetworks:
         if "unet" in parts:
             self.unet, self.aligner = filled(unet, "", dtype), filled(aligner, "", dtype)
             self.unet.conv_in.register_forward_hook(lambda module, args, hidden: self.aligner(hidden, self.features))
+
+
+def in_turns(script: str, rounds: int, folder: str) -> dict[str, list[dict[str, Any]]]:
+    """What the script prints last, as JSON, for "ours" and for "reference", each in processes of its own, in turns.
+
+    The script is called as this process was, with `--child` and a folder for files.
+    """
+    reports: dict[str, list[dict[str, Any]]] = {"ours": [], "reference": []}
+    for _ in range(rounds):
+        for name, found in reports.items():
+            command = [sys.executable, script, *sys.argv[1:], "--child", name, "--folder", folder]
+            output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ).stdout
+            found.append(json.loads(output.splitlines()[-1]))
+    return reports
+
+
+def relative_error(first: pathlib.Path, second: pathlib.Path) -> float:
+    """The largest difference of two saved arrays, divided by the second's largest value."""
+    a, b = np.load(first).astype(np.float64), np.load(second).astype(np.float64)
+    return float(np.abs(a - b).max() / np.abs(b).max())
 
 
 def measure(run: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:

@@ -10,13 +10,10 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 
 import numpy as np
-from full_size import relative_error
-from paired import FACTOR, LATENT_CHANNELS, TorchNetworks, measure, our_config, our_parameters
+from paired import FACTOR, LATENT_CHANNELS, TorchNetworks, in_turns, measure, our_config, our_parameters, relative_error
 
 TASKS = ("encode", "decode")
 
@@ -78,13 +75,8 @@ def main() -> None:
         print(json.dumps({"ours": ours, "reference": reference}[options.child](options, options.folder)))
         return
 
-    reports: dict[str, list[dict]] = {"ours": [], "reference": []}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(options.rounds):
-            for name in reports:
-                command = [sys.executable, __file__, *sys.argv[1:], "--child", name, "--folder", folder]
-                output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ).stdout
-                reports[name].append(json.loads(output.splitlines()[-1]))
+        reports = in_turns(__file__, options.rounds, folder)
         errors = {
             task: relative_error(*(pathlib.Path(folder) / f"{who}_{task}.npy" for who in reports)) for task in TASKS
         }

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation import measuring
 from faithdiff_jax.evaluation.comparison import INPUT, REFERENCE, Comparison
 from faithdiff_jax.evaluation.measuring import NO_REFERENCE, Metrics
-from faithdiff_jax.evaluation.metrics.names import METRICS, MetricInfo, metric_info
+from faithdiff_jax.evaluation.metrics.names import METRICS, MetricInfo, picture_metric_info
 from faithdiff_jax.evaluation.protocols import Protocol, find_protocol
 
 Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -44,8 +43,7 @@ def measure(comparison: Comparison, metrics: Sequence[str], protocol: Protocol |
     """
     protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
     for name in metrics:
-        if metric_info(name).over_folders:
-            raise InputError(f"{name} compares folders: it has no figure for a single picture")
+        picture_metric_info(name)
     made = Metrics.make(metrics, protocol)
     figures: dict[str, dict[str, dict[str, float]]] = {column: {} for column in comparison.columns}
     notes: list[str] = []

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.evaluation.metrics.names import MetricInfo, metric_info
+from faithdiff_jax.evaluation.metrics.names import MetricInfo, metric_info, picture_metric_info
 from faithdiff_jax.evaluation.metrics.pictures import Picture, check_pair, check_picture, check_side
 from faithdiff_jax.evaluation.protocols import Protocol, find_protocol
 
@@ -75,9 +75,7 @@ def make_metric(name: str, protocol: Protocol | str = "paper") -> Metric:
         InputError: there is no such metric or protocol, or the metric compares folders.
         Unavailable: weights or a package are missing.
     """
-    info = metric_info(name)
-    if info.over_folders:
-        raise InputError(f"{name} compares folders: it has no figure for a single picture")
+    info = picture_metric_info(name)
     if isinstance(protocol, str):
         protocol = find_protocol(protocol)
     if info.backend == "pyiqa":

@@ -110,3 +110,15 @@ def metric_info(name: str) -> MetricInfo:
         hint = f"did you mean {close[0]}?" if close else f"the metrics are {', '.join(METRICS)}"
         raise InputError(f"no metric {shown(name)}; {hint}")
     return METRICS[name]
+
+
+def picture_metric_info(name: str) -> MetricInfo:
+    """The same of a metric that has a figure for each picture.
+
+    Raises:
+        InputError: there is no such metric, or it compares folders.
+    """
+    info = metric_info(name)
+    if info.over_folders:
+        raise InputError(f"{name} compares folders: it has no figure for a single picture")
+    return info
