@@ -24,7 +24,7 @@ def test_every_option_says_what_it_is():
         about = field.metadata["about"]
         assert hints[field.name] in (about.kind, about.kind | None)
         assert about.help
-        assert about.kind is str or math.isfinite(about.within.high)
+        assert about.kind in (str, bool) or math.isfinite(about.within.high)
 
 
 @pytest.mark.parametrize("field", NUMBERS, ids=lambda field: field.name)
@@ -62,7 +62,7 @@ def test_all_faults_are_told_at_once():
 def test_replacements():
     options = RestoreOptions(steps=7).replace(guidance=1)
     assert (options.steps, options.guidance) == (7, 1.0)
-    with pytest.raises(InputError, match=r"^unknown option stepz, tiles \(known: scale, steps, guidance, "):
+    with pytest.raises(InputError, match=r"^unknown option stepz, tiles \(known: scale, progressive, steps, "):
         options.replace(stepz=1, tiles=2)
 
 

@@ -106,9 +106,14 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
     for field in dataclasses.fields(options):
         about = field.metadata["about"]
         default = "" if field.default in (None, "") else f" (default: {field.default})"
+        flag = about.flag or f"--{field.name.replace('_', '-')}"
+        if about.kind is bool:
+            action = argparse.BooleanOptionalAction
+            group.add_argument(flag, dest=field.name, action=action, default=argparse.SUPPRESS, help=about.help)
+            continue
         limits = f"; {about.range}" if about.kind is not str else ""
         group.add_argument(
-            about.flag or f"--{field.name.replace('_', '-')}",
+            flag,
             dest=field.name,
             type=PARSERS[about.kind],
             choices=about.among or None,

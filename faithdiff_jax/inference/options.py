@@ -34,7 +34,7 @@ class About:
     """What is known of an option: its type, its range, what it is for."""
 
     kind: Any
-    """int, float, str or WHOLE_NUMBERS; None is taken too where it is the default."""
+    """bool, int, float, str or WHOLE_NUMBERS; None is taken too where it is the default."""
     help: str
     """For people, with the unit; the range and the default are added to it."""
     within: Range | None = None
@@ -51,12 +51,18 @@ class About:
             return f"whole numbers from {self.within.high} to {self.within.low}, each below the one before"
         if self.within is not None:
             return str(self.within).removeprefix("must be ")
+        if self.kind is bool:
+            return "true or false"
         return f"one of {', '.join(self.among)}" if self.among else "text"
 
     def accepted(self, value: Any) -> Any:
         """The value as a plain int, float, str or tuple; ValueError for another type or one out of range."""
         if self.kind == WHOLE_NUMBERS:
             return self._falling(value)
+        if self.kind is bool:
+            if not isinstance(value, bool):
+                raise ValueError
+            return value
         if self.kind is str:
             if not isinstance(value, str) or (self.among and value not in self.among) or not is_unicode(value):
                 raise ValueError
@@ -106,6 +112,9 @@ class RestoreOptions:
     """
 
     scale: float = option(2.0, "how many times larger each side becomes", within=Range(0, 32, above=True))
+    progressive: bool = option(
+        False, "enlarge in passes of at most 2 instead of at once: 2 and 2 for a scale of 4, each pass restored"
+    )
     steps: int = option(20, "denoising steps", within=Range(1, MOST_STEPS))
     guidance: float = option(5.0, "weight of the caption; 1 or less for none", within=Range(0, 100))
     guidance_rescale: float = option(0.0, "against overexposure at high guidance", within=Range(0, 1))
@@ -185,6 +194,14 @@ class RestoreOptions:
                 f"guidance_end is {self.guidance_end:g}: must be at least guidance_start, {self.guidance_start:g}"
             )
         _refuse(faults)
+
+    @property
+    def enlargements(self) -> tuple[float, ...]:
+        """The scale of each pass: of one, or, if progressive, of as many as it takes with at most 2 each."""
+        passes = [self.scale]
+        while self.progressive and passes[-1] > 2:  # halving is exact, so that the last pass ends at the same size
+            passes[-1:] = [2.0, passes[-1] / 2]
+        return tuple(passes)
 
     @property
     def evaluated_steps(self) -> int:

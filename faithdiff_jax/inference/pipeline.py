@@ -35,7 +35,7 @@ from faithdiff_jax.inference.loading import (
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.inference.progress import long_task
-from faithdiff_jax.inference.restoration import Request, restore_all, restore_batch
+from faithdiff_jax.inference.restoration import Request, restore_all
 from faithdiff_jax.inference.stepwise import OnStep
 from faithdiff_jax.inference.tiling import fade_tiles, vae_tiles
 from faithdiff_jax.models.config import FaithDiffConfig
@@ -295,7 +295,7 @@ class FaithDiff:
             seeds: of several pictures, one for each; that of the options for all if None.
             noise: instead of the seed, standard normal arrays: "start" (1, H/8, W/8, 4), "encode" of the same shape
                 for the "lr" start, "steps" (steps, 1, H/8, W/8, 4) for the "ddpm" sampler. The same seed gives the
-                same picture on one device or eight. For one picture.
+                same picture on one device or eight. For one picture, in one pass.
             on_step: called after every step with the steps done, the steps there are, and a function that decodes the
                 picture as the last step sees it; to stop, it returns False. See `stepwise.OnStep`. For one picture.
             replacements: single options to replace, such as `steps=10`.
@@ -313,7 +313,7 @@ class FaithDiff:
             if not isinstance(caption, str) or seeds is not None:
                 raise InputError("caption or seeds is a list: must be one caption, and no seeds, for one picture")
             request = Request(image=image, caption=caption, noise=noise)
-            return restore_batch(self, [request], options, on_step=on_step)[0].image
+            return restore_all(self, [request], options, on_step=on_step)[0].image
         if noise is not None or on_step is not None:
             raise InputError("noise or on_step is given: must be for one picture, not a list")
         captions = [caption] * len(image) if isinstance(caption, str) else list(caption)
@@ -357,7 +357,7 @@ class FaithDiff:
         options = (options or self.defaults).replace(**replacements)
         options.check_attribution()
         request = Request(image=image, caption=caption, noise=noise)
-        (restored,) = restore_batch(self, [request], options, words=weights)
+        (restored,) = restore_all(self, [request], options, words=weights)
         large = enlarged(np.asarray(restored.maps)[0], self.config.vae.factor, *restored.image.shape[:2])
         return restored.image, dict(zip(words, large, strict=True))
 

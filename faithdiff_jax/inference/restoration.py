@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images
 from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.canvas import Canvas
@@ -30,6 +31,8 @@ from faithdiff_jax.models.config import FaithDiffConfig
 
 if TYPE_CHECKING:
     from faithdiff_jax.inference.pipeline import FaithDiff
+
+Words = Float[Array | np.ndarray, "1 m words"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,13 +76,55 @@ def pictures_together(options: RestoreOptions, config: FaithDiffConfig, size: tu
     return 1 if config.alignment.mixing == "batch" else max(1, options.batch // options.count_tiles(height, width))
 
 
-def restore_all(model: "FaithDiff", requests: Sequence[Request], options: RestoreOptions) -> list[Restored]:
+def restore_all(
+    model: "FaithDiff",
+    requests: Sequence[Request],
+    options: RestoreOptions,
+    *,
+    words: Words | None = None,
+    on_step: OnStep | None = None,
+) -> list[Restored]:
     """Restore pictures of any sizes, those of one padded size together, `options.batch` tiles at a time.
+
+    Args:
+        model: what restores them.
+        requests: the pictures.
+        options: for all of them.
+        words: to attribute to, of one picture alone; see `FaithDiff.attribute`.
+        on_step: of one picture alone; see `FaithDiff.restore`.
 
     Raises:
         InputError: see `FaithDiff.restore`.
     """
     options.check_against(model.config)
+    for request in requests:
+        options.padded_size(model.config, *request.image.shape[:2])  # the last pass is the largest
+    scales = options.enlargements
+    if len(scales) > 1 and any(request.noise is not None for request in requests):
+        raise InputError("progressive is true: takes a seed, not noise, which would be of several sizes")
+    results: list[Restored] = []
+    for number, scale in enumerate(scales, 1):
+        of_pass = options.replace(scale=scale, progressive=False)
+        look = None if on_step is None else _counted_on(on_step, number - 1, len(scales))
+        before, last = results, number == len(scales)
+        results = _restore_pass(model, requests, of_pass, words=words if last else None, on_step=look)
+        for earlier, one in zip(before, results, strict=bool(before)):
+            one.seconds.update({stage: spent + earlier.seconds[stage] for stage, spent in one.seconds.items()})
+        requests = [
+            dataclasses.replace(request, image=one.image) for request, one in zip(requests, results, strict=True)
+        ]
+    return results
+
+
+def _counted_on(on_step: OnStep, done: int, passes: int) -> OnStep:
+    """`on_step` for one of several passes, which tells it the steps of all."""
+    return lambda step, steps, preview: on_step(done * steps + step, passes * steps, preview)
+
+
+def _restore_pass(
+    model: "FaithDiff", requests: Sequence[Request], options: RestoreOptions, *, words: Words | None, on_step: Any
+) -> list[Restored]:
+    """`restore_all` at once, whatever the scale."""
     by_size: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
     for number, request in enumerate(requests):
         by_size[options.padded_size(model.config, *request.image.shape[:2])].append(number)
@@ -88,24 +133,19 @@ def restore_all(model: "FaithDiff", requests: Sequence[Request], options: Restor
         count = pictures_together(options, model.config, size)
         for first in range(0, len(numbers), count):
             part = numbers[first : first + count]
-            restored = restore_batch(model, [requests[number] for number in part], options)
+            batch = [requests[number] for number in part]
+            restored = _restore_batch(model, batch, options, words=words, on_step=on_step)
             found.update(zip(part, restored, strict=True))
     return [found[number] for number in range(len(requests))]
 
 
-def restore_batch(
-    model: "FaithDiff",
-    requests: Sequence[Request],
-    options: RestoreOptions,
-    *,
-    words: Float[Array | np.ndarray, "1 m words"] | None = None,
-    on_step: OnStep | None = None,
+def _restore_batch(
+    model: "FaithDiff", requests: Sequence[Request], options: RestoreOptions, *, words: Words | None, on_step: Any
 ) -> list[Restored]:
-    """Restore pictures of one padded size in one batch; `words` and `on_step` are for one picture alone.
+    """Restore pictures of one padded size in one batch.
 
     The batch is filled up to a power of two, so that few sizes of batch are compiled.
     """
-    options.check_against(model.config)
     seconds: dict[str, float] = {}
     with _timed(seconds, "encode"):
         canvases = [Canvas.of(request.image, options, model.config) for request in requests]
