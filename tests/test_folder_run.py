@@ -35,7 +35,7 @@ def restore_all(model, requests, options):
     return [restoration.Restored(image=np.repeat(np.repeat(one.image, 4, 0), 4, 1), seconds={}) for one in requests]
 
 restoration.restore_all = restore_all
-restore._load_model = lambda *given: types.SimpleNamespace(config=ModelDirectory.open(SMALL_MODEL).config)
+restore.load_model = lambda *given: types.SimpleNamespace(config=ModelDirectory.open(SMALL_MODEL).config)
 print("begins", flush=True)
 sys.exit(run_command("restore", sys.argv[2:]))
 """
@@ -57,7 +57,7 @@ def batches(monkeypatch) -> list[list[tuple[tuple[int, int], int]]]:
         return [Restored(image=enlarged(one.image), seconds={"denoise": 0.1}) for one in requests]
 
     model = types.SimpleNamespace(config=ModelDirectory.open(SMALL_MODEL).config)
-    monkeypatch.setattr("faithdiff_jax.cli.restore._load_model", lambda *given: model)
+    monkeypatch.setattr("faithdiff_jax.cli.restore.load_model", lambda *given: model)
     monkeypatch.setattr("faithdiff_jax.inference.restoration.restore_all", restore_all)
     return seen
 

@@ -389,7 +389,7 @@ FLAGS = st.sampled_from([f"--{field.name.replace('_', '-')}" for field in datacl
 @given(st.lists(st.tuples(FLAGS, WORDS | st.text(max_size=8)), min_size=1, max_size=4))
 def test_nonsense_flags_end_in_one_line(tmp_path, monkeypatch, capsys, pairs):
     """Exit code 2 and one line, or flags that happen to be right; no model is read and nothing is written."""
-    monkeypatch.setattr("faithdiff_jax.cli.restore._load_model", lambda *a: pytest.fail("the model was read"))
+    monkeypatch.setattr("faithdiff_jax.cli.restore.load_model", lambda *a: pytest.fail("the model was read"))
     output = tmp_path / "out"
     arguments = ["--input", str(tmp_path / "none.png"), "--output", str(output)]
     try:

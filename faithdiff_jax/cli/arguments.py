@@ -1,7 +1,6 @@
 """Types of arguments that commands share: each refuses what is wrong in a line that says what would be right.
 
 They are given to `add_argument(type=...)`, so that a wrong flag ends the command before anything is imported or read.
-Digits are ASCII digits: Python's `int` also takes underscores, blanks and other alphabets.
 """
 
 import argparse
@@ -10,40 +9,36 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.inference import about
+
+Value = TypeVar("Value")
 
 DTYPES = ("auto", "float32", "bfloat16")
 """Of a model; auto is the platform's."""
 EIGHT_BITS = ("int8", "fp8")
 """`models.quantization.FORMATS`, which takes JAX to import."""
 LARGEST_SEED = 2**32 - 1
-_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 
-def integer(text: str) -> int:
-    """A whole number; for what has its range elsewhere."""
-    if not _WHOLE.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number")
-    return int(text)
+def _reader(read: Callable[[str], Value]) -> Callable[[str], Value]:
+    """What reads text, as a type of argument."""
+
+    def parse(text: str) -> Value:
+        try:
+            return read(text)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
 
 
-def number(text: str) -> float:
-    """A number, infinity and NaN among them; for what has its range elsewhere."""
-    try:
-        if not text.isascii() or "_" in text:
-            raise ValueError
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number") from None
-
-
-def wholes(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between; for what has its range elsewhere."""
-    try:
-        return tuple(integer(part.strip()) for part in text.split(","))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be whole numbers with commas between") from None
+integer, number, wholes = _reader(about.whole_number), _reader(about.number), _reader(about.whole_numbers)
+"""A whole number, a number, or whole numbers with commas between; for what has its range elsewhere."""
+READERS = {kind: _reader(read) for kind, read in about.READERS.items()}
+"""Kind of an option -> its type of argument."""
 
 
 def whole(least: int, most: int | None = None, step: int = 1) -> Callable[[str], int]:
@@ -52,7 +47,10 @@ def whole(least: int, most: int | None = None, step: int = 1) -> Callable[[str],
     limits = f"from {least} to {most}" if most is not None else f"{least} or more"
 
     def parse(text: str) -> int:
-        value = int(text) if _WHOLE.fullmatch(text) else None
+        try:
+            value = about.whole_number(text)
+        except InputError:
+            value = None
         if value is None or value < least or (most is not None and value > most) or value % step:
             raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, {limits}{multiple}")
         return value

@@ -27,7 +27,7 @@ from faithdiff_jax.cli.exit_codes import DONE
 from faithdiff_jax.cli.explain import explain
 from faithdiff_jax.cli.jobs import Job
 from faithdiff_jax.cli.progress import say
-from faithdiff_jax.cli.restore_records import Making, source_record
+from faithdiff_jax.cli.restore_records import source_record
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.attribution import attribution_sheet
 from faithdiff_jax.evaluation.pictures import comparison
@@ -36,6 +36,7 @@ from faithdiff_jax.files.captions import find_caption, read_caption, trim_captio
 from faithdiff_jax.files.listing import list_images
 from faithdiff_jax.files.manifest import Manifest
 from faithdiff_jax.inference import restoration
+from faithdiff_jax.inference.making import Making
 
 if TYPE_CHECKING:
     from faithdiff_jax.inference.pipeline import FaithDiff
@@ -224,25 +225,14 @@ class FolderRun:
     def _write(self, done: Loaded, restored: np.ndarray, maps: Mapping[str, np.ndarray]) -> Loaded:
         """On a thread; the result itself comes last, so that nothing is missing beside it."""
         begin = time.perf_counter()
-        job, picture, alpha = done.job, done.picture, None
-        if picture.alpha is not None:
-            alpha = images.upscale(picture.alpha, self.options.scale)
-            done.notes.append("alpha upscaled with Lanczos")
-        if picture.gray:
-            done.notes.append("written as gray")
+        job, picture = done.job, done.picture
         if self.arguments.compare:
             reference = _reference(job.source, restored.shape, self.arguments.references)
             images.save_image(job.sheet, comparison(picture.rgb, restored, reference), icc_profile=picture.icc_profile)
         for word, attribution in maps.items():
             images.save_image(job.maps[word], attribution_sheet(restored, word, attribution))
-        images.save_image(
-            job.target,
-            restored,
-            alpha=alpha,
-            gray=picture.gray,
-            icc_profile=picture.icc_profile,
-            text=self.making.text(job, done.caption),
-        )
+        text = self.making.text(job.seed, done.caption)
+        done.notes += images.save_restored(job.target, restored, picture, self.options.scale, text)
         done.seconds["write"] = time.perf_counter() - begin
         return done
 

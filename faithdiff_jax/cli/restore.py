@@ -6,8 +6,6 @@ jobs (see `jobs`) -> batches of one padded size, read, restored and written (see
 
 import argparse
 import contextlib
-import dataclasses
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -16,19 +14,18 @@ from faithdiff_jax import SMALL_MODEL
 from faithdiff_jax.cli import describe
 from faithdiff_jax.cli.command import Parser, report_faults
 from faithdiff_jax.cli.jobs import Job, plan_jobs
+from faithdiff_jax.cli.option_flags import given_options, load_model, lora_files, mesh_of
 from faithdiff_jax.cli.progress import log_above_the_bar
 from faithdiff_jax.cli.restore_flags import add_flags
-from faithdiff_jax.cli.restore_records import Making, choose
+from faithdiff_jax.cli.restore_records import choose
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images as images_
 from faithdiff_jax.files import manifest
 from faithdiff_jax.files.captions import find_caption
+from faithdiff_jax.inference.making import Making
 from faithdiff_jax.inference.options import RestoreOptions
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from faithdiff_jax.inference.pipeline import FaithDiff
     from faithdiff_jax.weights.model_directory import ModelDirectory
 
 
@@ -45,9 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     options, stored = _options(arguments)
     if arguments.attribute:
         options.check_attribution()
-    mesh = _mesh(arguments.mesh)
+    mesh = mesh_of(arguments.mesh)
     _check_words(arguments, stored)
-    loras = _loras(arguments, stored)
+    loras = lora_files(arguments, stored)
     seeds = _seeds(arguments, options)
     jobs = plan_jobs(arguments.input, arguments.output, arguments.format, arguments.attribute, seeds)
     with log_above_the_bar(), _made(arguments.output), manifest.opened(arguments.output) as kept:
@@ -62,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             image = images_.load_image(todo[0].source).rgb
             options.padded_size(stored.config, *image.shape[:2])
         made = describe.captions_for(list(dict.fromkeys(job.source for job in todo)), arguments)
-        model = _load_model(stored, arguments, mesh, loras)
+        model = load_model(stored, arguments, mesh, loras)
 
         from faithdiff_jax.cli.folder_run import FolderRun
 
@@ -108,8 +105,7 @@ def _options(arguments: argparse.Namespace) -> tuple[RestoreOptions, "ModelDirec
     from faithdiff_jax.inference.loading import chosen, default_options, preset_options
     from faithdiff_jax.weights.model_directory import ModelDirectory
 
-    names = [field.name for field in dataclasses.fields(RestoreOptions)]
-    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    given = given_options(arguments, RestoreOptions)
     RestoreOptions(**given)  # flags out of their range are told before anything is read
     stored = ModelDirectory.open(arguments.model or SMALL_MODEL)
     preset = arguments.preset
@@ -147,27 +143,6 @@ def _check_words(arguments: argparse.Namespace, stored: "ModelDirectory") -> Non
             tokenizers.positions(arguments.caption, word)
 
 
-def _loras(arguments: argparse.Namespace, stored: "ModelDirectory") -> dict[str, float]:
-    """LoRA files and their weights; that they are for this model is seen before the model is read."""
-    loras = dict(arguments.lora)
-    if len(loras) < len(arguments.lora):
-        raise InputError("--lora: a file is given twice, give it once, with the sum of the weights")
-    if loras:
-        from faithdiff_jax.inference.loading import open_loras
-
-        open_loras(loras, stored)
-    return loras
-
-
-def _mesh(sides: tuple[int, int] | None) -> "Mesh | None":
-    """The mesh of devices; that the sides fit them is checked before anything is read."""
-    if sides is None:
-        return None
-    from faithdiff_jax.sharding import make_mesh
-
-    return make_mesh(data=sides[0], fsdp=sides[1])
-
-
 def _profiled(folder: pathlib.Path | None) -> contextlib.AbstractContextManager[None]:
     """A profile of what is done inside, compiling included, if there is a folder for it."""
     if folder is None:
@@ -176,18 +151,3 @@ def _profiled(folder: pathlib.Path | None) -> contextlib.AbstractContextManager[
 
     folder.mkdir(parents=True, exist_ok=True)
     return jax.profiler.trace(str(folder))
-
-
-def _load_model(
-    stored: "ModelDirectory", arguments: argparse.Namespace, mesh: "Mesh | None", loras: dict[str, float]
-) -> "FaithDiff":
-    import jax
-
-    from faithdiff_jax.inference.pipeline import FaithDiff
-
-    if arguments.cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(arguments.cache).expanduser()))
-        # JAX's own second leaves out most programs of a small model, which a folder of sizes compiles by the dozen.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    dtype = None if arguments.dtype == "auto" else arguments.dtype
-    return FaithDiff.load(stored, dtype=dtype, mesh=mesh, loras=loras, quantized=arguments.quantized)

@@ -1,47 +1,15 @@
-"""What `faithdiff restore` writes down of each result, in the manifest and in the picture; and what is left to do."""
+"""What `faithdiff restore` writes down of each result in the manifest, and what is left to do."""
 
 import argparse
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from faithdiff_jax import __version__
 from faithdiff_jax.cli.exit_codes import BAD_INPUT
 from faithdiff_jax.cli.jobs import Job
-from faithdiff_jax.config import to_dict
 from faithdiff_jax.files.manifest import Manifest
-from faithdiff_jax.inference.options import RestoreOptions
-
-
-@dataclasses.dataclass(frozen=True)
-class Making:
-    """How all results of a run are made.
-
-    Attributes:
-        options: but for the seed, which is the job's.
-        model: SHA-256 of the model.
-        loras: LoRA files and their weights.
-        dtype: that was asked for, "auto" too.
-        quantized: the 8-bit format of kernels, if any.
-    """
-
-    options: RestoreOptions
-    model: str
-    loras: Mapping[str, float]
-    dtype: str = "auto"
-    quantized: str | None = None
-
-    def described(self, seed: int) -> dict[str, Any]:
-        """As plain data, which says how to make the result again."""
-        options = to_dict(self.options.replace(seed=seed))
-        weights = {"model": self.model, "loras": dict(self.loras), "dtype": self.dtype, "quantized": self.quantized}
-        return {"version": __version__, **weights, "options": options}
-
-    def text(self, job: Job, caption: str) -> str:
-        """What a picture says of itself: nothing that differs from run to run, such as a time."""
-        return json.dumps({**self.described(job.seed), "caption": caption})
+from faithdiff_jax.inference.making import Making
 
 
 def source_record(job: Job) -> dict[str, Any]:

@@ -60,11 +60,18 @@ class Picture:
     notes: tuple[str, ...]
 
 
-def load_image(path: str | os.PathLike[str]) -> Picture:
-    """Read a JPEG, PNG, WebP or TIFF picture, or anything else Pillow opens; all of it is decoded.
+def load_image(
+    path: str | os.PathLike[str], most_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+) -> Picture:
+    """Read a JPEG, PNG, WebP or TIFF picture; all of it is decoded.
 
-    Raises InputError, one line that names the file, if it is missing, not a picture, damaged, larger than
-    `MAX_PIXELS`, with a side under `MIN_SIDE` pixels, or stored in a way that does not map to eight bits.
+    Args:
+        path: of the file.
+        most_pixels: a picture of more is refused before it is decoded.
+        formats: Pillow's names of those that are read; None for all that Pillow opens.
+
+    Raises InputError, one line that names the file, if it is missing, not a picture, damaged, too large, with a side
+    under `MIN_SIDE` pixels, or stored in a way that does not map to eight bits.
     """
     path = Path(path)
     require_file(path, "picture file")
@@ -73,7 +80,7 @@ def load_image(path: str | os.PathLike[str]) -> Picture:
         warnings.simplefilter("always")
         # It also warns of large pictures, and refuses larger ones, by limits of its own: one limit of ours suffices.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image, notes, stored = _decode(path)
+        image, notes, stored = _decode(path, most_pixels, formats)
     notes += [f"the decoder remarked: {_one_line(warning.message)}" for warning in caught]
 
     if image.mode.startswith("I") or image.mode == "F":
@@ -181,6 +188,24 @@ def save_image(
         raise InputError(f"{path}: cannot be written ({_one_line(error)})") from error
 
 
+def save_restored(
+    path: str | os.PathLike[str], restored: UInt8[np.ndarray, "h w 3"], source: Picture, scale: float, text: str
+) -> list[str]:
+    """`save_image` of a picture that was made of another, larger by `scale`, with alpha, gray and profile of that one.
+
+    Returns:
+        A short sentence for each thing that was done.
+    """
+    notes, alpha = [], None
+    if source.alpha is not None:
+        alpha = upscale(source.alpha, scale)
+        notes.append("alpha upscaled with Lanczos")
+    if source.gray:
+        notes.append("written as gray")
+    save_image(path, restored, alpha=alpha, gray=source.gray, icc_profile=source.icc_profile, text=text)
+    return notes
+
+
 def to_float(image: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """uint8 of any shape to float32 in [-1, 1]: 0 maps to -1 and 255 to 1."""
     if image.dtype != np.uint8:
@@ -255,12 +280,12 @@ def crop(image: Shaped[np.ndarray, "H W c"], height: int, width: int) -> Shaped[
     return image[:height, :width]
 
 
-def _decode(path: Path) -> tuple[Image.Image, list[str], str]:
+def _decode(path: Path, most_pixels: int, formats: tuple[str, ...] | None) -> tuple[Image.Image, list[str], str]:
     """The first frame, decoded and upright; notes; and Pillow's name of the stored layout, such as "RGB;16B"."""
     notes = []
     try:
-        with path.open("rb") as file, Image.open(file) as image:
-            _check_size(path, image)
+        with path.open("rb") as file, Image.open(file, formats=formats) as image:
+            _check_size(path, image, most_pixels)
             frames = getattr(image, "n_frames", 1)
             if frames > 1:
                 notes.append(f"first of {frames} frames")
@@ -270,7 +295,7 @@ def _decode(path: Path) -> tuple[Image.Image, list[str], str]:
             image.load()
             # Decoding a PNG skips the checksums of its pixels; verifying, which needs a fresh look, does not.
             file.seek(0)
-            Image.open(file).verify()
+            Image.open(file, formats=formats).verify()
             turn = _UPRIGHT.get(_orientation(image))
             if turn is not None or orientation in _UPRIGHT:
                 notes.append("turned upright by its EXIF orientation")
@@ -278,19 +303,19 @@ def _decode(path: Path) -> tuple[Image.Image, list[str], str]:
     except InputError:
         raise
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: too large, at most {MAX_PIXELS:,} pixels are read") from error
+        raise InputError(f"{path}: too large, at most {most_pixels:,} pixels are read") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: not a picture that can be read, give a JPEG, PNG, WebP or TIFF file") from error
     except Exception as error:  # decoders meet damage with errors of every kind, and none of them is ours
         raise InputError(f"{path}: damaged or unreadable ({_one_line(error)}), give a complete picture") from error
 
 
-def _check_size(path: Path, image: Image.Image) -> None:
+def _check_size(path: Path, image: Image.Image, most_pixels: int) -> None:
     width, height = image.size
     if min(width, height) < MIN_SIDE:
         raise InputError(f"{path}: {width}x{height} pixels, each side must have at least {MIN_SIDE}")
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{path}: {width}x{height} pixels, at most {MAX_PIXELS:,} are read")
+    if width * height > most_pixels:
+        raise InputError(f"{path}: {width}x{height} pixels, at most {most_pixels:,} are read")
 
 
 def _stored_layout(image: Image.Image) -> str:

@@ -7,100 +7,22 @@ Nothing here imports JAX, so that help and wrong flags need not wait for it.
 """
 
 import dataclasses
-import itertools
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from faithdiff_jax.config import Range
 from faithdiff_jax.diffusion.names import MULTISTEP, SAMPLERS, SIGMA_SPACINGS
 from faithdiff_jax.errors import InputError, shown
-from faithdiff_jax.files.captions import is_unicode
 from faithdiff_jax.files.images import MAX_TARGET_PIXELS
+from faithdiff_jax.inference.about import MOST_STEPS, WHOLE_NUMBERS, check_each, option
 from faithdiff_jax.inference.grid import count_tiles
 
 if TYPE_CHECKING:
     from faithdiff_jax.models.config import FaithDiffConfig
 
-WHOLE_NUMBERS = tuple[int, ...]
 STARTS = ("lr", "noise")
 COLOR_FIXES = ("adain", "wavelet", "none")
 WAVELET_LEVELS, MOST_WAVELET_LEVELS = 5, 10  # of the published fix, and of any
-MOST_STEPS = 100_000
 MOST_TILES = 2**14  # of a picture; twice what the largest one has with tiles of 128 and a factor of 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class About:
-    """What is known of an option: its type, its range, what it is for."""
-
-    kind: Any
-    """bool, int, float, str or WHOLE_NUMBERS; None is taken too where it is the default."""
-    help: str
-    """For people, with the unit; the range and the default are added to it."""
-    within: Range | None = None
-    """Of numbers."""
-    among: tuple[str, ...] = ()
-    """The values there are; for strings."""
-    flag: str | None = None
-    """On the command line, where it is not --name-with-hyphens."""
-
-    @property
-    def range(self) -> str:
-        """The range in words: "a whole number from 1 to 10"."""
-        if self.kind == WHOLE_NUMBERS and self.within is not None:
-            return f"whole numbers from {self.within.high} to {self.within.low}, each below the one before"
-        if self.within is not None:
-            return str(self.within).removeprefix("must be ")
-        if self.kind is bool:
-            return "true or false"
-        return f"one of {', '.join(self.among)}" if self.among else "text"
-
-    def accepted(self, value: Any) -> Any:
-        """The value as a plain int, float, str or tuple; ValueError for another type or one out of range."""
-        if self.kind == WHOLE_NUMBERS:
-            return self._falling(value)
-        if self.kind is bool:
-            if not isinstance(value, bool):
-                raise ValueError
-            return value
-        if self.kind is str:
-            if not isinstance(value, str) or (self.among and value not in self.among) or not is_unicode(value):
-                raise ValueError
-            return str(value)
-        if isinstance(value, bool) or not isinstance(value, Integral if self.kind is int else Real):
-            raise ValueError
-        try:
-            number = self.kind(value)
-        except OverflowError:
-            raise ValueError from None
-        if self.within is not None and number not in self.within:
-            raise ValueError
-        return number
-
-    def _falling(self, value: Any) -> tuple[int, ...]:
-        if not isinstance(value, list | tuple) or not value or len(value) > MOST_STEPS:
-            raise ValueError
-        numbers = tuple(dataclasses.replace(self, kind=int).accepted(number) for number in value)
-        if any(below >= above for above, below in itertools.pairwise(numbers)):
-            raise ValueError
-        return numbers
-
-
-def option(default: Any, help: str, *, kind: Any = None, within: Range | None = None, **more: Any) -> Any:
-    """A field of `RestoreOptions`.
-
-    Args:
-        default: the published one.
-        help: what it is for.
-        kind: of the value; the default's by default.
-        within: the numbers there are; whole ones only where `kind` is int.
-        more: the other fields of `About`.
-    """
-    kind = kind or type(default)
-    if within is not None:
-        within = dataclasses.replace(within, whole=kind is not float)
-    about = About(kind=kind, help=help, within=within, **more)
-    return dataclasses.field(default=default, metadata={"about": about})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,15 +97,7 @@ class RestoreOptions:
     )
 
     def __post_init__(self) -> None:
-        faults = []
-        for field in dataclasses.fields(self):
-            about, value = field.metadata["about"], getattr(self, field.name)
-            if value is None and field.default is None:
-                continue
-            try:
-                object.__setattr__(self, field.name, about.accepted(value))
-            except ValueError:
-                faults.append(f"{field.name} is {shown(value)}: must be {about.range}")
+        faults = check_each(self)
         if not faults and self.sigma_spacing != "default":
             if self.sampler == "ddpm":
                 faults.append(f"sigma_spacing is {self.sigma_spacing!r}: must be default for sampler ddpm")

@@ -11,7 +11,6 @@ nearly all of the time, is of the whole batch.
 import collections
 import contextlib
 import dataclasses
-import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -91,7 +90,7 @@ def restore_all(
         requests: the pictures.
         options: for all of them.
         words: to attribute to, of one picture alone; see `FaithDiff.attribute`.
-        on_step: of one picture alone; see `FaithDiff.restore`.
+        on_step: of pictures that are one batch; see `stepwise.OnStep`.
 
     Raises:
         InputError: see `FaithDiff.restore`.
@@ -159,11 +158,14 @@ def _restore_batch(
             latents, maps = model.sample_inputs(inputs, options, sizes, words)
         else:
             plan, inputs = inputs_.plan_and_complete(inputs, options, model.config, sizes)
-            look = functools.partial(_decode, model, canvas=canvases[0], options=options)
+
+            def look(clean: Array, number: int = 0) -> UInt8[np.ndarray, "H W 3"]:
+                return _decode(model, _row(clean, number), canvas=canvases[number], options=options)
+
             latents = sample_stepwise(model.programs, model.denoiser_params, plan, inputs, on_step, look)
             maps = None
         jax.block_until_ready(latents)
-    each = [latents] if len(rows) == 1 else np.asarray(latents)[: len(rows), None]
+    each = [_row(latents, number) for number in range(len(rows))]
     with _timed(seconds, "decode"):
         pictures = [
             _decode(model, one, canvas=canvas, options=options) for one, canvas in zip(each, canvases, strict=True)
@@ -191,6 +193,11 @@ def _encode(model: "FaithDiff", request: Request, canvas: Canvas, options: Resto
         start=model.encode(padded, noise["encode"], vae_tile=options.vae_tile) if from_lq else None,
         step_noise=noise.get("steps"),
     )
+
+
+def _row(latents: Array, number: int) -> Array | np.ndarray:
+    """One picture's latents, as a batch of one; cut out on the host, where that takes no program."""
+    return latents if latents.shape[0] == 1 else np.asarray(latents)[number : number + 1]
 
 
 def _decode(

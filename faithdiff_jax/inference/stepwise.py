@@ -12,11 +12,12 @@ from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan
 from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.models.parts import Params
 
-Preview = Callable[[], UInt8[np.ndarray, "H W 3"]]
+Preview = Callable[..., UInt8[np.ndarray, "H W 3"]]
 OnStep = Callable[[int, int, Preview], object]
 """(steps done, steps there are, preview) -> False to stop, anything else to go on.
 
 `preview()` decodes what the last prediction says the finished picture is; it costs what decoding costs, when called.
+Of a batch, `preview(number)` is that of one of its pictures, the first is 0.
 """
 
 
@@ -26,7 +27,7 @@ def sample_stepwise(
     plan: SamplingPlan,
     inputs: SamplingInputs,
     on_step: OnStep,
-    picture: Callable[[Float[Array, "b h w c"]], UInt8[np.ndarray, "H W 3"]],
+    picture: Callable[..., UInt8[np.ndarray, "H W 3"]],
 ) -> Float[Array, "b h w c"]:
     """What `programs.sample` computes, with `on_step` called after every step.
 
@@ -36,7 +37,7 @@ def sample_stepwise(
         plan: what is static.
         inputs: the arrays.
         on_step: see `OnStep`; what it raises ends the loop.
-        picture: makes a picture of a latent.
+        picture: (latents, number) -> that picture of the batch, the first without a number.
 
     Raises:
         Cancelled: `on_step` returned False.
