@@ -22,7 +22,7 @@ from faithdiff_jax.config import load
 from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_names, part_shapes
-from faithdiff_jax.models.unet import UNetConfig
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.stored_files import Contents
 

@@ -11,7 +11,7 @@ from faithdiff_jax.diffusion.schedule import ScheduleConfig
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.config import CLIP_BIGG, CLIP_L
-from faithdiff_jax.models.unet import UNetConfig
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.weights import published_configs
 

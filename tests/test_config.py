@@ -15,7 +15,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.config import CLIP_BIGG, FaithDiffConfig
-from faithdiff_jax.models.unet import UNetConfig
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.training.config import load_train_config
 

@@ -236,7 +236,7 @@ def test_a_vae_smaller_than_the_lq_encoder(tmp_path, suffix):
             model.decode(np.ones((1, 3, 5, 4), np.float32)), nhwc(small.decode(torch.ones(1, 4, 3, 5) / 0.13025).sample)
         )
     with pytest.raises(InputError, match=r"lq_encoder: cannot start from this VAE's encoder, its sizes differ"):
-        fresh_part(config, "lq_encoder", dict(ModelDirectory.open(output).arrays("vae")), 0)
+        fresh_part(config, "lq_encoder", lambda part: dict(ModelDirectory.open(output).arrays(part)), 0)
 
 
 def test_nan_weights_are_refused_by_name(models, tree):

@@ -144,17 +144,19 @@ def test_a_file_of_a_repository(fake_hub):
     folder = fake_hub.root / "authors/FaithDiff"
     (folder / "weights").mkdir(parents=True)
     (folder / "weights/stage2.safetensors").write_bytes(b"2")
-    found = hub.faithdiff_file("authors/FaithDiff/weights/stage2.safetensors", None)
+    found = hub.weight_file("authors/FaithDiff/weights/stage2.safetensors", hub.FAITHDIFF, None)
     assert found == fake_hub.cache / "authors/FaithDiff/weights/stage2.safetensors"
-    assert hub.faithdiff_file("authors/FaithDiff", None) == found  # its only weight file
+    assert hub.weight_file("authors/FaithDiff", hub.FAITHDIFF, None) == found  # its only weight file
     (folder / "stage1.bin").write_bytes(b"1")
     with pytest.raises(InputError, match=r"holds stage1\.bin, weights/stage2\.safetensors: name one of them"):
-        hub.faithdiff_file("authors/FaithDiff", None)
+        hub.weight_file("authors/FaithDiff", hub.FAITHDIFF, None)
     with pytest.raises(InputError, match=r"the repository authors/FaithDiff has no file stage3\.bin"):
-        hub.faithdiff_file("authors/FaithDiff/stage3.bin", None)
+        hub.weight_file("authors/FaithDiff/stage3.bin", hub.FAITHDIFF, None)
 
 
-@pytest.mark.parametrize("find", [hub.local_folder, hub.faithdiff_file])
+@pytest.mark.parametrize(
+    "find", [hub.local_folder, lambda given, variant: hub.weight_file(given, hub.FAITHDIFF, variant)]
+)
 def test_repositories_that_cannot_be_had(fake_hub, monkeypatch, find):
     with pytest.raises(InputError, match=r"^no/one: no such .*: it cannot be reached \(cannot reach it\)$"):
         find("no/one", None)
@@ -181,7 +183,7 @@ def test_neither_path_nor_repository(fake_hub, given):
 
 def test_neither_file_nor_repository(fake_hub, tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        hub.faithdiff_file(str(tmp_path / "FaithDiff.bin"), None)
+        hub.weight_file(str(tmp_path / "FaithDiff.bin"), hub.FAITHDIFF, None)
 
 
 def test_a_fetch_that_breaks_off(fake_hub, monkeypatch):

@@ -20,7 +20,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import flatten, numbered, part_names, part_shapes
-from faithdiff_jax.models.unet import UNetConfig
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.weights import model_directory, safetensors_format
 from faithdiff_jax.weights.model_directory import ModelDirectory

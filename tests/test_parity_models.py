@@ -13,7 +13,8 @@ from torch_aligner import TorchAligner
 
 from faithdiff_jax.models.alignment import Alignment, AlignmentConfig
 from faithdiff_jax.models.faithdiff import FaithDiffModel
-from faithdiff_jax.models.unet import UNet, UNetConfig
+from faithdiff_jax.models.unet import UNet
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.models.vae import VAE, FeatureEncoder, VAEConfig
 from faithdiff_jax.weights import rules
 

@@ -14,7 +14,8 @@ from port import normal
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.faithdiff import FaithDiffModel
 from faithdiff_jax.models.layers import POLICIES, rematerialise, run_block, scan_stack, stack
-from faithdiff_jax.models.unet import UNet, UNetConfig
+from faithdiff_jax.models.unet import UNet
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.models.vae import VAE, FeatureEncoder, VAEConfig
 
 UNET = UNetConfig(

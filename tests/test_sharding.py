@@ -9,7 +9,8 @@ from parity import relative_error
 from port import normal
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.models.unet import UNet, UNetConfig
+from faithdiff_jax.models.unet import UNet
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.sharding import (
     SMALLEST_SPLIT,
     batch_constraint,

@@ -16,8 +16,9 @@ from faithdiff_jax import SMALL_MODEL, FaithDiff, RestoreOptions
 from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.config import load_yaml
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.encoder_half import sinusoidal_embedding
 from faithdiff_jax.models.parts import part_shapes
-from faithdiff_jax.models.unet import UNetConfig, sinusoidal_embedding
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.weights.keymap import KeyMap
 from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.rules import FAITHDIFF_PARTS

@@ -19,7 +19,7 @@ from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_names, part_shapes
-from faithdiff_jax.models.unet import UNetConfig
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.weights import upgrade as upgrade_module
 from faithdiff_jax.weights.model_directory import ModelDirectory

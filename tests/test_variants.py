@@ -47,7 +47,7 @@ def variant(name: str) -> tuple[FaithDiffConfig, pathlib.Path]:
     model = ModelDirectory.open(published)
     parts = {part: model.contents(part) for part in part_names(config)}
     for part in ("alignment", "lq_encoder"):
-        parts[part] = Contents.of(fresh_part(config, part, vae_arrays(), seed=0))
+        parts[part] = Contents.of(fresh_part(config, part, stored_arrays, seed=0))
     ModelDirectory.write(folder, config, parts, tokenizers=published, provenance={})
     return config, folder
 
@@ -63,9 +63,9 @@ def write_overrides(published: pathlib.Path, changes: dict) -> pathlib.Path:
 
 
 @functools.cache
-def vae_arrays() -> dict[str, np.ndarray]:
+def stored_arrays(part: str) -> dict[str, np.ndarray]:
     _, published = published_and_converted()
-    return dict(ModelDirectory.open(published).arrays("vae"))
+    return dict(ModelDirectory.open(published).arrays(part))
 
 
 @functools.cache
@@ -181,9 +181,9 @@ def test_published_sizes():
 
 
 def test_bad_choices():
-    with pytest.raises(InputError, match=r"^here: alignment.kind is 'sum': must be one of transformer, add$"):
+    with pytest.raises(InputError, match=r"^here: alignment.kind is 'sum': must be one of transformer, add, "):
         from_dict(FaithDiffConfig, {"alignment": {"kind": "sum"}}, "here")
-    with pytest.raises(InputError, match=r"^here: lq_features is 'first': must be one of penultimate, last$"):
+    with pytest.raises(InputError, match=r"^here: lq_features is 'first': must be one of penultimate, last, hint$"):
         from_dict(FaithDiffConfig, {"lq_features": "first"}, "here")
     with pytest.raises(InputError, match=r"^here: decoder_output is 'noise': must be one of picture, difference$"):
         from_dict(FaithDiffConfig, {"decoder_output": "noise"}, "here")
@@ -194,7 +194,7 @@ def test_bad_choices():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("add", "alignment.kind is 'add': the published layout has 'transformer' only"),
+        ("add", "alignment.kind is 'add': the published layouts have transformer and controlnet only"),
         ("last", "lq_features is 'last': the published layout has 'penultimate' only"),
     ],
 )
@@ -213,15 +213,15 @@ def test_fresh_parts_are_the_converters(tmp_path):
     config = ModelDirectory.open(tmp_path / "model").config
     for part in ("alignment", "lq_encoder"):
         stored = flatten(ModelDirectory.open(tmp_path / "model").load(part))
-        fresh = fresh_part(config, part, vae_arrays(), seed=3)
+        fresh = fresh_part(config, part, stored_arrays, seed=3)
         assert fresh.keys() == stored.keys()
         for path, array in fresh.items():
             assert isinstance(array, np.ndarray)
             assert array.dtype == stored[path].dtype
             np.testing.assert_array_equal(array, stored[path])
-    other = fresh_part(config, "alignment", vae_arrays(), seed=4)
+    other = fresh_part(config, "alignment", stored_arrays, seed=4)
     assert not np.array_equal(
-        other["blocks.0.c_fc.kernel"], fresh_part(config, "alignment", {}, 3)["blocks.0.c_fc.kernel"]
+        other["blocks.0.c_fc.kernel"], fresh_part(config, "alignment", stored_arrays, 3)["blocks.0.c_fc.kernel"]
     )
 
 
@@ -229,14 +229,14 @@ def test_fresh_parts_are_the_converters(tmp_path):
 def test_fresh_parts_of_variants(name):
     config, _ = variant(name)
     for part in ("alignment", "lq_encoder"):
-        fresh = fresh_part(config, part, vae_arrays(), seed=0)
+        fresh = fresh_part(config, part, stored_arrays, seed=0)
         assert {path: array.shape for path, array in fresh.items()} == part_shapes(config, part)
     if config.alignment.kind == "add":
-        assert all(not array.any() for array in fresh_part(config, "alignment", {}, seed=0).values())
+        assert all(not array.any() for array in fresh_part(config, "alignment", stored_arrays, seed=0).values())
 
 
 def test_other_parts_are_never_fresh():
     config, _ = variant("add")
     for part in ("unet", "vae", "decoder"):
         with pytest.raises(ValueError, match=f"part is '{part}': must be alignment or lq_encoder"):
-            fresh_part(config, part, {}, seed=0)
+            fresh_part(config, part, stored_arrays, seed=0)

@@ -15,7 +15,7 @@ from faithdiff_jax.config import from_dict
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.models.unet import UNetConfig
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.sharding import batch_sharding
 from faithdiff_jax.training.config import TrainConfig

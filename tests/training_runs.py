@@ -36,7 +36,7 @@ from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_names, part_shapes
-from faithdiff_jax.models.unet import UNetConfig
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.training.config import CheckpointConfig, MeshConfig, TrainConfig, WatchConfig
 from faithdiff_jax.training.saved_checkpoints import load_saved, saved_specs, saved_steps
@@ -130,7 +130,7 @@ def write_the_model(folder: Path) -> Path:
         for part in part_names(MODEL)
     }
     for part in ("lq_encoder", "alignment"):
-        params[part] = fresh_part(MODEL, part, params["vae"], seed=0)
+        params[part] = fresh_part(MODEL, part, params.__getitem__, seed=0)
     for name in ("tokenizer", "tokenizer_2"):
         write_tokenizer(folder / "tokenizers" / name)
     write_model(MODEL, params, folder / "tokenizers", folder / "model", {})

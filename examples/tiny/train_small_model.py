@@ -18,8 +18,9 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 
+from faithdiff_jax.models.encoder_half import sinusoidal_embedding
 from faithdiff_jax.models.parts import part_names
-from faithdiff_jax.models.unet import UNetConfig, sinusoidal_embedding
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.weights.initialisation import write_model
 from faithdiff_jax.weights.model_directory import ModelDirectory
 

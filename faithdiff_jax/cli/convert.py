@@ -21,6 +21,7 @@ OPTIONS = {
     "vae": ("sdxl",),
     "faithdiff": ("sdxl",),
     "unet": ("sdxl",),
+    "controlnet": ("sdxl",),
     "variant": ("sdxl",),
     "seed": ("sdxl",),
     "step": ("run",),
@@ -52,6 +53,12 @@ def build_parser() -> Parser:
         metavar="FILE",
         help="a single file that holds the UNet to start training from, such as a fine-tuned SDXL checkpoint (default: "
         "the one in --sdxl)",
+    )
+    parser.add_argument(
+        "--controlnet",
+        metavar="PATH_OR_REPO",
+        help="a ControlNet for the UNet, as diffusers writes it, to restore with or to train further in FaithDiff's "
+        "place: a file, a folder, owner/name or owner/name/file",
     )
     parser.add_argument(
         "--variant", metavar="NAME", help="weight files to prefer, such as fp16 (default: full precision)"
@@ -128,6 +135,7 @@ def run(args: argparse.Namespace) -> None:
             vae=args.vae,
             faithdiff=args.faithdiff,
             unet=args.unet,
+            controlnet=args.controlnet,
             variant=args.variant,
             seed=args.seed or 0,
         )

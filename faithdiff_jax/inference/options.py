@@ -150,6 +150,10 @@ class RestoreOptions:
             f"deepcache_levels is {self.deepcache_levels}: must be below {levels}, the levels of this model's UNet": (
                 self.deepcache_interval > 1 and self.deepcache_levels >= levels
             ),
+            f"deepcache_interval is {self.deepcache_interval} and tgate_after {self.tgate_after:g}: must be 1 for a "
+            f"model of alignment.kind {config.alignment.kind!r}": (
+                (self.deepcache_interval > 1 or self.tgate_after < 1) and config.alignment.steers
+            ),
             f"tile is {self.tile} latent pixels: must be at least {smallest} for this model": self.tile < smallest,
             # A quarter of a tile is what neighbours share, in latent pixels too.
             f"vae_tile is {self.vae_tile}: must be a multiple of {4 * factor} for this model": self.vae_tile

@@ -92,7 +92,7 @@ def prepare(denoiser: Denoiser, plan: SamplingPlan, inputs: SamplingInputs, cons
     passes = [jax.tree.map(lambda *x: jnp.stack(x), *group) for group in groups]
     visited = jnp.asarray(plan.sampler.timesteps())
     fed = None if denoiser.unet.config.guidance_dim is None else jnp.full(visited.shape, inputs.guidance)
-    steps = jnp.asarray(plan.sampler.alphas()), denoiser.unet.embed_timesteps(visited, fed)
+    steps = jnp.asarray(plan.sampler.alphas()), denoiser.embed_timesteps(visited, fed)
     return Prepared(steps, conditions, [_prepare_text(denoiser, side, time_ids) for side in passes])
 
 
@@ -105,14 +105,14 @@ def _prepare_text(denoiser: Denoiser, side: Text, time_ids: jax.Array) -> tuple[
     texts, batch, length, dim = side.context.shape
     shape = (chunks, texts, tile_batch, batch)
     if side.pooled is None or denoiser.unet.add_embedding is None:
-        added = jnp.zeros((*shape, denoiser.unet.config.embedding_dim))
+        added = jnp.zeros((*shape, denoiser.embedding_dim))
     else:
         pooled = jnp.broadcast_to(side.pooled[None, :, None], (*shape, side.pooled.shape[-1]))
         ids = jnp.broadcast_to(time_ids[:, None], (*shape, 6))
-        added = denoiser.unet.embed_added(pooled.reshape(-1, pooled.shape[-1]), ids.reshape(-1, 6))
+        added = denoiser.embed_added(pooled.reshape(-1, pooled.shape[-1]), ids.reshape(-1, 6))
         added = added.reshape(*shape, -1)
     # Keys and values are projected before they are repeated for the tiles of a batch.
-    keys_values = denoiser.unet.project_text(side.context.reshape(texts * batch, length, dim))
+    keys_values = denoiser.project_text(side.context.reshape(texts * batch, length, dim))
 
     def repeat(
         x: jax.Array,

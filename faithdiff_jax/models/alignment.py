@@ -10,7 +10,8 @@ of the batch. `mixing` names what attends to what:
     batch     each position over a group of `group` samples: the published training code
     spatial   each position over the positions of its own image: as the paper describes it (section 3.2)
 
-`Addition` takes the module's place in the paper's ablation: one convolution for each input, added.
+`Addition` takes the module's place in the paper's ablation: one convolution for each input, added. In the baselines a
+network that steers the UNet does (see `steering`); `conditioning` makes the module of each kind.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ from faithdiff_jax.models.attention import attention
 from faithdiff_jax.models.layers import Layers, quick_gelu, run_block
 from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_sizes
 
-KINDS = ("transformer", "add")
+STEERING = ("controlnet",)
+KINDS = ("transformer", "add", *STEERING)
 MIXINGS = ("none", "batch", "spatial")
 
 
@@ -33,7 +35,8 @@ class AlignmentConfig:
     """Sizes of the aligner; its width is twice the UNet's first level, its input the LQ encoder's last."""
 
     kind: str = "transformer"
-    """"transformer" for `Alignment`; "add" for `Addition`, which ignores the other fields."""
+    """"transformer" for `Alignment`, "add" for `Addition`, "controlnet" for `ControlNet`; the last two ignore the other
+    fields."""
     mixing: str = "none"
     group: int | None = None
     """Samples that attend to each other under `mixing="batch"`; None for the whole batch."""
@@ -50,6 +53,11 @@ class AlignmentConfig:
             raise ValueError(f"mixing is {self.mixing!r}: must be one of {', '.join(MIXINGS)}")
         if self.group is not None and (self.group < 1 or self.mixing != "batch"):
             raise ValueError(f"group is {self.group}: must be at least 1, and goes with mixing 'batch' only")
+
+    @property
+    def steers(self) -> bool:
+        """Whether the module steers the UNet everywhere, not at its head alone."""
+        return self.kind in STEERING
 
 
 class ConditionEmbedding(nnx.Module):
@@ -185,18 +193,3 @@ class Addition(nnx.Module):
     ) -> Float[Array, "b h w c"]:
         """The sum, (B, h, w, hidden_channels); `group` is as in `Alignment`, of samples that are not mixed here."""
         return hidden + condition
-
-
-def make_alignment(
-    config: AlignmentConfig,
-    feature_channels: int,
-    hidden_channels: int,
-    *,
-    rngs: nnx.Rngs,
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike = jnp.float32,
-) -> Alignment | Addition:
-    """The module of the config's kind, between features of `feature_channels` and the UNet's first width."""
-    if config.kind == "add":
-        return Addition(feature_channels, hidden_channels, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-    return Alignment(config, feature_channels, hidden_channels, rngs=rngs, dtype=dtype, param_dtype=param_dtype)

@@ -3,10 +3,11 @@
 import dataclasses
 
 from faithdiff_jax.diffusion.schedule import ScheduleConfig
-from faithdiff_jax.models.alignment import AlignmentConfig
+from faithdiff_jax.models.alignment import STEERING, AlignmentConfig
 from faithdiff_jax.models.clip import TextEncoderConfig
-from faithdiff_jax.models.unet import UNetConfig
-from faithdiff_jax.models.vae import LQ_FEATURES, EncoderConfig, VAEConfig, feature_channels
+from faithdiff_jax.models.lq_encoder import LQ_FEATURES, feature_channels
+from faithdiff_jax.models.unet_config import UNetConfig
+from faithdiff_jax.models.vae import EncoderConfig, VAEConfig
 
 DECODER_OUTPUTS = ("picture", "difference")
 CLIP_L = TextEncoderConfig()
@@ -25,7 +26,9 @@ class FaithDiffConfig:
     lq_encoder: EncoderConfig | None = None
     """The LQ encoder's sizes; None stands for those of the VAE's encoder, and becomes them."""
     lq_features: str = "penultimate"
-    """Where the LQ encoder ends: "penultimate", before the VAE encoder's last norm and convolution; or "last"."""
+    """Where the LQ encoder ends: "penultimate", before the VAE encoder's last norm and convolution; or "last". Or
+    "hint" for ControlNet's own encoder, whose sizes `lq_encoder` then is: channels, and as out_channels the width that
+    it embeds pictures at."""
     decoder_output: str = "picture"
     """What the VAE's decoder makes of restored latents: "picture", as published; or "difference", to be added to the
     enlarged LQ picture."""
@@ -49,6 +52,8 @@ class FaithDiffConfig:
                 f"lq_encoder.channels has {len(self.lq_encoder_config.channels)} levels: must be "
                 f"{len(self.vae.channels)}, as vae.channels, for features of the latents' size"
             )
+        if self.lq_features == "hint":
+            self._check_hint()
         latent = self.vae.latent_channels
         if (self.unet.in_channels, self.unet.out_channels) != (latent, latent):
             raise ValueError(
@@ -74,3 +79,20 @@ class FaithDiffConfig:
     def feature_channels(self) -> int:
         """Channels of the LQ features."""
         return feature_channels(self.lq_encoder_config, self.lq_features)
+
+    @property
+    def channels_to_embed(self) -> int | None:
+        """Channels of the LQ features that the alignment module embeds; None if their encoder does ("hint")."""
+        return None if self.lq_features == "hint" else self.feature_channels
+
+    def _check_hint(self) -> None:
+        if not self.alignment.steers:
+            raise ValueError(
+                f"lq_features is 'hint': goes with alignment.kind {' or '.join(STEERING)}, not {self.alignment.kind!r}"
+            )
+        width = self.unet.channels[0]
+        if self.lq_encoder_config.out_channels != width:
+            raise ValueError(
+                f"lq_encoder.out_channels is {self.lq_encoder_config.out_channels}: must be {width}, the width at "
+                "which pictures are embedded, for lq_features 'hint'"
+            )

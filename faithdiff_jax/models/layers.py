@@ -47,9 +47,9 @@ class Layers:
             inputs, outputs, use_bias=use_bias, kernel_init=_kernel_init(zeros), rngs=self.rngs, **self._types
         )
 
-    def conv1x1(self, inputs: int, outputs: int) -> nnx.Conv:
-        """A linear layer for each pixel."""
-        return nnx.Conv(inputs, outputs, (1, 1), rngs=self.rngs, **self._types)
+    def conv1x1(self, inputs: int, outputs: int, *, zeros: bool = False) -> nnx.Conv:
+        """A linear layer for each pixel; with `zeros` its kernel starts at zero."""
+        return nnx.Conv(inputs, outputs, (1, 1), kernel_init=_kernel_init(zeros), rngs=self.rngs, **self._types)
 
     def conv3x3(
         self, inputs: int, outputs: int, *, stride: int = 1, padding: Padding = 1, zeros: bool = False

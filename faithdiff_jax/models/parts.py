@@ -15,12 +15,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.models.alignment import make_alignment
 from faithdiff_jax.models.clip import TextEncoder
+from faithdiff_jax.models.conditioning import make_alignment
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.faithdiff import Denoiser
+from faithdiff_jax.models.lq_encoder import HintEncoder, make_lq_encoder
 from faithdiff_jax.models.unet import UNet
-from faithdiff_jax.models.vae import VAE, FeatureEncoder, make_lq_encoder
+from faithdiff_jax.models.vae import VAE, FeatureEncoder
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -36,9 +37,7 @@ def builders(config: FaithDiffConfig) -> dict[str, Callable[..., Any]]:
     text_encoders = zip(text_encoder_names(config), config.text_encoders, strict=True)
     return {
         "unet": functools.partial(UNet, config.unet),
-        "alignment": functools.partial(
-            make_alignment, config.alignment, config.feature_channels, config.unet.channels[0]
-        ),
+        "alignment": functools.partial(make_alignment, config.alignment, config.unet, config.channels_to_embed),
         "lq_encoder": functools.partial(make_lq_encoder, config.lq_encoder_config, config.lq_features),
         "vae": functools.partial(VAE, config.vae),
         **{name: functools.partial(TextEncoder, encoder) for name, encoder in text_encoders},
@@ -97,12 +96,12 @@ class Networks:
         parts = builders(config)
         self._lq_encoder = of(parts["lq_encoder"])
         self._vae = of(parts["vae"])
-        self._denoiser = of(functools.partial(Denoiser, config.unet, config.alignment, config.feature_channels))
+        self._denoiser = of(functools.partial(Denoiser, config.unet, config.alignment, config.channels_to_embed))
         self._text_encoders = [of(parts[name]) for name in text_encoder_names(config)]
 
-    def lq_encoder(self, params: Params) -> FeatureEncoder:
+    def lq_encoder(self, params: Params) -> FeatureEncoder | HintEncoder:
         """Images to LQ features."""
-        module: FeatureEncoder = nnx.merge(self._lq_encoder, params)
+        module: FeatureEncoder | HintEncoder = nnx.merge(self._lq_encoder, params)
         return module
 
     def vae(self, params: Params) -> VAE:
@@ -111,7 +110,7 @@ class Networks:
         return module
 
     def denoiser(self, params: Params) -> Denoiser:
-        """Aligner and UNet, from {"unet": ..., "alignment": ...}."""
+        """Alignment module and UNet, from {"unet": ..., "alignment": ...}."""
         return nnx.merge(self._denoiser, params)
 
     def encode_text(

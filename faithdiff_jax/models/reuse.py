@@ -18,6 +18,8 @@ KeysValues = tuple[Float[Array, "*layers b m heads d"], Float[Array, "*layers b 
 """Of one attention, or of every block of a stack."""
 Attended = Float[Array, "*layers b n c"]
 """What attention to the text gave to each pixel: of one block, or of every block of a stack."""
+TextKeysValues = list[tuple[Float[Array, "_ _ m _ _"], Float[Array, "_ _ m _ _"]]]
+"""Of every transformer of a network, in the order in which it meets them; each (depth, B, M, heads, dim / heads)."""
 TextSource = KeysValues | Attended
 """What a block attends to, or what it takes over instead."""
 TextSources = Sequence[tuple[Float[Array, "_ _ m _ _"], Float[Array, "_ _ m _ _"]] | Float[Array, "_ _ _ _"]]

@@ -24,7 +24,6 @@ from faithdiff_jax.models.layers import Layers, run_block
 from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_levels, check_sizes
 
 EPSILON = 1e-6
-LQ_FEATURES = ("penultimate", "last")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,24 +186,6 @@ class Encoder(FeatureEncoder):
     def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b h w f"]:
         """(B, H, W, 3) in [-1, 1] -> (B, H/f, W/f, out_channels)."""
         return self.conv_out(nnx.silu(self.conv_norm_out(super().__call__(images))))
-
-
-def make_lq_encoder(
-    config: EncoderConfig,
-    lq_features: str,
-    *,
-    rngs: nnx.Rngs,
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike = jnp.float32,
-) -> FeatureEncoder:
-    """The encoder whose output are the features named, one of `LQ_FEATURES`: "penultimate" as published, or "last"."""
-    encoder = {"penultimate": FeatureEncoder, "last": Encoder}[lq_features]
-    return encoder(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-
-
-def feature_channels(config: EncoderConfig, lq_features: str) -> int:
-    """Channels of what `make_lq_encoder`'s encoder puts out."""
-    return {"penultimate": config.channels[-1], "last": config.out_channels}[lq_features]
 
 
 class Decoder(nnx.Module):

@@ -101,7 +101,7 @@ def make_model(
 
     params = fresh_params(model, config.seed)
     params["vae"] = train(config, model.vae, params["vae"], photographs)
-    params["lq_encoder"] = fresh_part(model, "lq_encoder", params["vae"], config.seed)
+    params["lq_encoder"] = fresh_part(model, "lq_encoder", params.__getitem__, config.seed)
     scale = latent_scale(config, model.vae, params["vae"], photographs)
     model = dataclasses.replace(model, vae=dataclasses.replace(model.vae, scaling_factor=scale))
     figures = {"scaling_factor": scale}

@@ -95,7 +95,7 @@ class Before:
         return ((path, fresh[path]) for path in paths)
 
     def _fresh(self, part: str) -> dict[str, np.ndarray]:
-        return fresh_part(self.config, part, dict(self.model.arrays("vae")), self.run.config.seed)
+        return fresh_part(self.config, part, lambda other: dict(self.model.arrays(other)), self.run.config.seed)
 
 
 def export_run(

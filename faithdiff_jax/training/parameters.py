@@ -105,7 +105,7 @@ def _part(
             new += last
         loaded |= {path: _put(np.zeros(shapes[path], dtype), sharding[path]) for path in new}
         return {f"{part}.{path}": array for path, array in loaded.items()}
-    fresh = fresh_part(model, part, dict(stored.arrays("vae")), config.seed)
+    fresh = fresh_part(model, part, lambda other: dict(stored.arrays(other)), config.seed)
     return {f"{part}.{path}": _put(array.astype(np.float32), sharding[path]) for path, array in fresh.items()}
 
 

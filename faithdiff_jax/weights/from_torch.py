@@ -75,6 +75,8 @@ class Published:
         faithdiff: file or repository of FaithDiff's own weights; None prepares a model for training, with `sdxl`'s
             UNet, the VAE's encoder as LQ encoder and an initial aligner.
         unet: a file that holds a UNet of `sdxl`'s architecture, to take instead of `sdxl`'s; without `faithdiff`.
+        controlnet: file, folder or repository of a ControlNet for `sdxl`'s UNet, as diffusers writes it; without
+            `faithdiff`.
         variant: which files to prefer where there are several, such as "fp16"; None for full precision.
         seed: of the initial aligner.
     """
@@ -83,6 +85,7 @@ class Published:
     vae: str | None = None
     faithdiff: str | None = None
     unet: str | None = None
+    controlnet: str | None = None
     variant: str | None = None
     seed: int = 0
 
@@ -112,8 +115,10 @@ def convert(
     single = {part: pathlib.Path(file) for part, file in given.items() if file and pathlib.Path(file).is_file()}
     if published.unet is not None and "unet" not in single:
         raise InputError(f"{published.unet}: no such file")
-    if "unet" in single and faithdiff is not None:
+    if faithdiff is not None and "unet" in single:
         raise InputError(f"{published.unet}: FaithDiff's weights hold the UNet, leave one of the two out")
+    if faithdiff is not None and published.controlnet is not None:
+        raise InputError(f"{published.controlnet}: a ControlNet steers SDXL's UNet, not FaithDiff's: leave one out")
     output = pathlib.Path(output)
     refuse_existing(output)
     with_unet = faithdiff is None and "unet" not in single
@@ -134,7 +139,9 @@ def convert(
     if with_unet:
         files["unet"] = _weights(folder / "unet", hub.DIFFUSERS, variant)
     elif faithdiff is not None:
-        files["faithdiff"] = hub.faithdiff_file(faithdiff, variant)
+        files["faithdiff"] = hub.weight_file(faithdiff, hub.FAITHDIFF, variant)
+    if published.controlnet is not None:
+        files["controlnet"] = hub.weight_file(published.controlnet, hub.DIFFUSERS, variant)
     if variant is not None and not any(f".{variant}." in file.name for file in files.values()):
         raise InputError(f"variant {variant}: none of the weight files found is of it")
 
@@ -146,12 +153,15 @@ def convert(
         for name, source in sources.items()
     }
     config = _config(folder, vae_folder, encoders, sources)
+    if "controlnet" in files:
+        published_configs.check_controlnet(files["controlnet"].with_name("config.json"))
     parts = _parts(config, sources, files, published.seed)
     refuse_misfits(parts)
 
     provenance = {
         "sources": {"sdxl": sdxl, "vae": vae, "faithdiff": faithdiff}
-        | ({"unet": unet} if (unet := given["unet"]) else {}),
+        | ({"unet": unet} if (unet := given["unet"]) else {})
+        | ({"controlnet": published.controlnet} if published.controlnet else {}),
         "variant": variant,
         "parts": {part.name: part.provenance() for part in parts},
     }
@@ -216,7 +226,7 @@ def _weights(folder: pathlib.Path, stems: tuple[str, str], variant: str | None) 
 def _config(
     folder: pathlib.Path, vae_folder: pathlib.Path, encoders: list[str], sources: Mapping[str, TensorSource]
 ) -> FaithDiffConfig:
-    faithdiff = sources.get("faithdiff")
+    faithdiff, controlnet = sources.get("faithdiff"), sources.get("controlnet")
     tensors = {name: len(source.shapes()) for name, source in sources.items()}
     # SDXL conditions on the last layer's input, SD 2.1 with its single encoder on the normalised output.
     output = "penultimate" if len(encoders) > 1 else "final"
@@ -229,11 +239,22 @@ def _config(
         published_configs.text_encoder_config(folder / name / "config.json", tensors[name], output=output)
         for name in encoders
     )
+    lq_features = FaithDiffConfig.lq_features
+    if controlnet is not None:
+        alignment, lq_features = AlignmentConfig(kind="controlnet"), "hint"
     schedule = published_configs.schedule_config(folder / "scheduler" / "scheduler_config.json")
     try:
         lq_encoder = None if faithdiff is None else published_configs.lq_encoder_config(faithdiff.shapes(), vae)
+        if controlnet is not None:
+            lq_encoder = published_configs.hint_config(controlnet.shapes(), unet.channels[0])
         return FaithDiffConfig(
-            unet=unet, vae=vae, lq_encoder=lq_encoder, alignment=alignment, text_encoders=text, schedule=schedule
+            unet=unet,
+            vae=vae,
+            lq_encoder=lq_encoder,
+            lq_features=lq_features,
+            alignment=alignment,
+            text_encoders=text,
+            schedule=schedule,
         )
     except ValueError as error:
         raise InputError(f"{folder}: its parts do not go together: {error}") from None
@@ -242,7 +263,7 @@ def _config(
 def _parts(
     config: FaithDiffConfig, sources: dict[str, TensorSource], files: dict[str, pathlib.Path], seed: int
 ) -> list[Part]:
-    keymaps = {name: KeyMap(rules.of_part(name), part_shapes(config, name)) for name in part_names(config)}
+    keymaps = {name: KeyMap(rules.of_part(name, config), part_shapes(config, name)) for name in part_names(config)}
 
     def read(name: str, file: str) -> Part:
         return Part(name, keymaps[name], sources[file], str(files[file]))
@@ -251,8 +272,9 @@ def _parts(
         return Part(name, keymaps[name], source, origin, derived=True)
 
     parts = [read(name, name) for name in keymaps if name in sources]
-    if "faithdiff" in sources:
-        return parts + [read(name, "faithdiff") for name in rules.FAITHDIFF_PARTS]
+    for file in ("faithdiff", "controlnet"):
+        if file in sources:
+            return parts + [read(name, file) for name in rules.published_parts(config)]
     aligner = initial_alignment(keymaps["alignment"].published_shapes(), seed)
     return [
         *parts,

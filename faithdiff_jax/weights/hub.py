@@ -58,11 +58,11 @@ def _model_files(names: Names) -> list[str]:
     ]
 
 
-def faithdiff_file(given: str, variant: str | None) -> pathlib.Path:
-    """FaithDiff's weights: a local file or folder, or `owner/name`, or `owner/name/file` of a repository.
+def weight_file(given: str, stems: tuple[str, str], variant: str | None) -> pathlib.Path:
+    """Weights of one network: a local file or folder, or `owner/name`, or `owner/name/file` of a repository.
 
-    In a folder or repository it is `FaithDiff.safetensors`, `FaithDiff.bin` or an index of such, or else the only
-    weight file there is.
+    In a folder or repository it is a file of these `stems`, such as `FaithDiff.safetensors`, `FaithDiff.bin` or an
+    index of such, or else the only weight file there is. A `config.json` beside it is fetched as well.
 
     Raises:
         InputError: nothing of the kind, or more than one weight file to choose from.
@@ -71,7 +71,7 @@ def faithdiff_file(given: str, variant: str | None) -> pathlib.Path:
     if path.is_file():
         return path
     if path.is_dir():
-        return path / _faithdiff_name(file_names(path), variant, given)
+        return path / _weight_name(file_names(path), stems, variant, given)
     owner, _, rest = given.partition("/")
     name, _, file = rest.partition("/")
     if not REPO_ID.fullmatch(f"{owner}/{name}"):
@@ -80,9 +80,12 @@ def faithdiff_file(given: str, variant: str | None) -> pathlib.Path:
     def chosen(names: Names) -> str:
         if file and file not in names:
             raise InputError(f"{given}: the repository {owner}/{name} has no file {file}")
-        return file or _faithdiff_name(names, variant, given)
+        return file or _weight_name(names, stems, variant, given)
 
-    folder = _fetch(f"{owner}/{name}", lambda names: with_shards(names, chosen(names)))
+    folder = _fetch(
+        f"{owner}/{name}",
+        lambda names: [*with_shards(names, chosen(names)), *(name for name in names if name == "config.json")],
+    )
     return folder / chosen(file_names(folder))
 
 
@@ -131,14 +134,14 @@ def with_shards(names: Names, chosen: str) -> list[str]:
     return [chosen, *fnmatch.filter(names, shard)]
 
 
-def _faithdiff_name(names: Names, variant: str | None, given: str) -> str:
-    chosen = choose_weights(names, "", FAITHDIFF, variant)
+def _weight_name(names: Names, stems: tuple[str, str], variant: str | None, given: str) -> str:
+    chosen = choose_weights(names, "", stems, variant)
     if chosen is not None:
         return chosen
     weights = [name for name in names if pathlib.PurePath(name).suffix in (".safetensors", *TORCH_SUFFIXES)]
     if len(weights) != 1:
         found = f"holds {', '.join(weights)}: name one of them" if weights else "holds no weight file"
-        raise InputError(f"{given}: has no FaithDiff.safetensors or FaithDiff.bin, and {found}")
+        raise InputError(f"{given}: has no {stems[0]}.safetensors or {stems[1]}.bin, and {found}")
     return weights[0]
 
 

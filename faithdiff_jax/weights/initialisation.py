@@ -6,7 +6,7 @@ architecture + seed -> fresh_params -> write_model      for models that are trai
 
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,8 @@ from faithdiff_jax.weights.tensor_files import Arrays, Renamed, TensorSource
 _UNET_ZEROS = ("conv2.kernel", "proj_out.kernel", "conv_out.kernel")
 _VAE_ZEROS = ("conv2.kernel", "to_out.kernel")
 _LOG_VARIANCE = -6.0
+ENCODER_COPY = "encoder."
+"""Before the paths of a steering network's copy of the UNet's encoder half."""
 # The LQ encoder is the VAE's encoder up to here.
 _BEYOND_FEATURES = ("conv_norm_out.", "conv_out.")
 _ZERO = ("condition_embedding.conv_out.", "spatial_ch_projs.")
@@ -35,32 +37,63 @@ _NORMS = (".norm_in.", ".ln_1.", ".ln_2.")
 _ZERO_BIASES = (".attn.in_proj_bias", ".attn.out_proj.bias")
 
 
-def fresh_part(config: FaithDiffConfig, part: str, vae: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """The aligner or the LQ encoder before any training, of whatever kind the config names.
+def fresh_part(
+    config: FaithDiffConfig, part: str, stored: Callable[[str], Mapping[str, Tensor]], seed: int
+) -> dict[str, Tensor]:
+    """The alignment module or the LQ encoder before any training, of whatever kind the config names.
 
     Args:
         config: the architecture.
-        part: "alignment", as `initial_alignment` makes it (zeros for kind "add"), float32; or "lq_encoder", what the
-            VAE's encoder has under the same names, in its dtype.
-        vae: dotted path -> array of the part `vae`; for the LQ encoder.
-        seed: of the aligner.
+        part: "alignment", as `initial_alignment` makes it (zeros for kind "add"), float32; in a network that steers the
+            UNet, what the UNet has under the same names. Or "lq_encoder", what the VAE's encoder has under the same
+            names, in its dtype; for `lq_features` "hint" as its layers start by themselves.
+        stored: part -> dotted path -> array: of the parts `vae` and `unet`, asked for where something is copied.
+        seed: of what is drawn.
 
     Returns:
         Dotted path -> array for every parameter of the part.
     """
     if part not in ("alignment", "lq_encoder"):
         raise ValueError(f"part is {part!r}: must be alignment or lq_encoder, the others are never made anew")
-    shapes = part_shapes(config, part)
     if part == "lq_encoder":
-        wanted = {f"encoder.{path}": shape for path, shape in shapes.items()}
-        faults = compare(wanted, {path: vae[path].shape for path in wanted if path in vae})
-        if faults:
-            raise InputError(f"lq_encoder: cannot start from this VAE's encoder, its sizes differ: {faults[0]}")
-        return {path: vae[f"encoder.{path}"] for path in shapes}
+        if config.lq_features == "hint":
+            return _drawn(config, part, seed)
+        return _copied(part, "encoder.", part_shapes(config, part), stored("vae"), "this VAE's encoder")
+    if config.alignment.steers:
+        own = {path: shape for path, shape in part_shapes(config, part).items() if path.startswith(ENCODER_COPY)}
+        wanted = {path.removeprefix(ENCODER_COPY): shape for path, shape in own.items()}
+        copied = _copied(part, "", wanted, stored("unet"), "this UNet")
+        # Compiled, so that what is left out is never made: half of a UNet.
+        drawn = jax.jit(lambda: _as_layers_start(config, part, seed, without=ENCODER_COPY))()
+        rest = {path: np.asarray(array) for path, array in drawn.items()}
+        return rest | {f"{ENCODER_COPY}{path}": copied[path] for path in wanted}
+    shapes = part_shapes(config, part)
     if config.alignment.kind == "add":
         return {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
     keymap = KeyMap(rules.ALIGNMENT, shapes)
     return dict(keymap.read(initial_alignment(keymap.published_shapes(), seed).get))
+
+
+def _copied(
+    part: str, prefix: str, shapes: Mapping[str, tuple[int, ...]], source: Mapping[str, Tensor], origin: str
+) -> dict[str, Tensor]:
+    """What `source` has at each path behind a prefix."""
+    wanted = {f"{prefix}{path}": shape for path, shape in shapes.items()}
+    faults = compare(wanted, {path: source[path].shape for path in wanted if path in source})
+    if faults:
+        raise InputError(f"{part}: cannot start from {origin}, its sizes differ: {faults[0]}")
+    return {path: source[f"{prefix}{path}"] for path in shapes}
+
+
+def _as_layers_start(config: FaithDiffConfig, part: str, seed: int, *, without: str | None = None) -> dict[str, Any]:
+    """The parameters that a part's module is built with, float32; but for those whose paths start with `without`."""
+    module = builders(config)[part](rngs=nnx.Rngs(_key(seed, part)))
+    flat = flatten(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+    return {path: leaf for path, leaf in flat.items() if without is None or not path.startswith(without)}
+
+
+def _drawn(config: FaithDiffConfig, part: str, seed: int) -> dict[str, Tensor]:
+    return {path: np.asarray(leaf) for path, leaf in _as_layers_start(config, part, seed).items()}
 
 
 def lq_encoder_from_vae(vae: TensorSource) -> TensorSource:
@@ -112,20 +145,14 @@ def fresh_params(config: FaithDiffConfig, seed: int) -> dict[str, dict[str, Tens
     little noise of their own. Token embeddings have unit variance, which is what the UNet sees of a text encoder that
     is never trained. The rest is as the layers start by themselves.
     """
-    build = builders(config)
-
-    def parameters(part: str) -> dict[str, Tensor]:
-        state = nnx.to_pure_dict(nnx.state(build[part](rngs=nnx.Rngs(_key(seed, part))), nnx.Param))
-        return {path: np.asarray(leaf) for path, leaf in flatten(state).items()}
-
-    unet = _with_zeros(parameters("unet"), _UNET_ZEROS)
-    vae = _with_zeros(parameters("vae"), _VAE_ZEROS)
+    unet = _with_zeros(_drawn(config, "unet", seed), _UNET_ZEROS)
+    vae = _with_zeros(_drawn(config, "vae", seed), _VAE_ZEROS)
     is_log_variance = np.arange(2 * config.vae.latent_channels) >= config.vae.latent_channels
     vae["quant_conv.bias"] = np.where(is_log_variance, np.float32(_LOG_VARIANCE), np.float32(0))
     params = {"vae": vae, "unet": unet}
-    params |= {part: fresh_part(config, part, vae, seed) for part in ("alignment", "lq_encoder")}
+    params |= {part: fresh_part(config, part, params.__getitem__, seed) for part in ("alignment", "lq_encoder")}
     for name in text_encoder_names(config):
-        text = parameters(name)
+        text = _drawn(config, name, seed)
         rng = np.random.default_rng([seed, *name.encode()])
         tokens = text["token_embedding.embedding"]
         text["token_embedding.embedding"] = rng.standard_normal(tokens.shape).astype(np.float32)

@@ -16,7 +16,7 @@ from faithdiff_jax.files.reading import read_json
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.clip import LARGEST_VOCABULARY, TextEncoderConfig
 from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, MOST_LEVELS
-from faithdiff_jax.models.unet import UNetConfig
+from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.models.vae import EncoderConfig, VAEConfig
 from faithdiff_jax.weights.safetensors_format import shown
 
@@ -81,10 +81,20 @@ SCHEDULE_SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "trained_betas": (None, (None,)),
 }
 
+# Beside what its tensors say; its sizes are the UNet's.
+CONTROLNET_SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "_class_name": ("ControlNetModel", ("ControlNetModel",)),
+    "conditioning_channels": (3, (3,)),
+    "controlnet_conditioning_channel_order": ("rgb", ("rgb",)),
+    "global_pool_conditions": (False, (False,)),
+}
+
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # type -> whether it has transformers
 UP_BLOCKS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 LEGACY_END_TOKEN = 2
+PUBLISHED_HINT = (16, 32, 96, 256)
 MOST_TENSORS = 100_000
+_HINT_WEIGHT = re.compile(r"controlnet_cond_embedding\.(conv_in|conv_out|blocks\.([0-9]{1,2}))\.weight")
 _LQ_RESNET = re.compile(r"denoise_encoder\.down_blocks\.([0-9]{1,2})\.resnets\.([0-9]{1,2})\.conv1\.weight")
 TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
@@ -330,6 +340,34 @@ def lq_encoder_config(shapes: Mapping[str, tuple[int, ...]], vae: VAEConfig) -> 
         resnets_per_level=resnets,
         norm_groups=vae.norm_groups if fits else EncoderConfig.norm_groups,
     )
+
+
+def check_controlnet(path: pathlib.Path) -> None:
+    """Refuse a `config.json` of a ControlNet whose pictures are not red, green, blue, or whose results are pooled.
+
+    There need not be one: all else shows in the tensors.
+    """
+    if path.is_file():
+        file = _Settings(path)
+        file.hold_to(CONTROLNET_SUPPORTED)
+        file.raise_faults()
+
+
+def hint_config(shapes: Mapping[str, tuple[int, ...]], width: int) -> EncoderConfig:
+    """The sizes of a ControlNet's own encoder of pictures from the shapes of its tensors, by published name.
+
+    Where they do not say, these are the published sizes for a UNet of this `width`, which the tensors then do not
+    have.
+    """
+    widths = {
+        match[2] or match[1]: shape[0]
+        for name, shape in shapes.items()
+        if (match := _HINT_WEIGHT.fullmatch(name)) and len(shape) == 4
+    }
+    odd = sorted(int(key) for key in widths if key.isdigit() and int(key) % 2)
+    sizes = [widths[key] for key in ("conv_in", *map(str, odd)) if key in widths]
+    channels = tuple(sizes) if 1 < len(sizes) <= MOST_LEVELS else PUBLISHED_HINT
+    return EncoderConfig(channels=channels, out_channels=widths.get("conv_out", width), norm_groups=1)
 
 
 def _most_layers(tensors: int) -> int:

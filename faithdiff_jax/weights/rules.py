@@ -1,5 +1,8 @@
 """The rules of each model: one list apiece, published name first. What a rule means is said in `keymap`."""
 
+from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.alignment import AlignmentConfig
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.weights.keymap import (
     CONV,
     EMBEDDING,
@@ -44,19 +47,24 @@ def _resample(prefix: str) -> list[Rule]:
     return [Rule(f"{prefix}.{name}.0.conv", f"{prefix}.resample.conv", CONV)]
 
 
-UNET: list[Rule] = [
-    *_same(CONV, "conv_in", "conv_out"),
+_ENCODER_HALF: list[Rule] = [
+    *_same(CONV, "conv_in"),
     *_same(LINEAR, "time_embedding.linear_{i}", "add_embedding.linear_{i}"),
-    *_same(LINEAR_WITHOUT_BIAS, "time_embedding.cond_proj"),
     *_resnet("down_blocks.{b}"),
     *_transformer("down_blocks.{b}"),
     *_resample("down_blocks.{b}"),
     *_resnet("mid_block"),
     *_transformer("mid_block"),
+]
+
+UNET: list[Rule] = [
+    *_ENCODER_HALF,
+    *_same(LINEAR_WITHOUT_BIAS, "time_embedding.cond_proj"),
     *_resnet("up_blocks.{b}"),
     *_transformer("up_blocks.{b}"),
     *_resample("up_blocks.{b}"),
     *_same(NORM, "conv_norm_out"),
+    *_same(CONV, "conv_out"),
 ]
 
 LQ_ENCODER: list[Rule] = [
@@ -121,9 +129,47 @@ FAITHDIFF_PARTS: dict[str, list[Rule]] = {
 """The parts of `FaithDiff.bin`, each with its published names."""
 
 
-def of_part(part: str) -> list[Rule]:
-    """The rules of a part by its name (see `models.parts`), with its published names in the file that holds it."""
-    return TEXT_ENCODER if part.startswith("text_encoder") else {**FAITHDIFF_PARTS, "vae": VAE}[part]
+HINT: list[Rule] = _same(CONV, "conv_in", "conv_out", "blocks.{n}")
+
+CONTROLNET: list[Rule] = [
+    *(rule.under("", "encoder.") for rule in _ENCODER_HALF),
+    *_same(CONV, "controlnet_down_blocks.{n}", "controlnet_mid_block"),
+]
+
+BASELINE_PARTS: dict[str, dict[str, list[Rule]]] = {
+    "controlnet": {
+        "lq_encoder": [rule.under("controlnet_cond_embedding.") for rule in HINT],
+        "alignment": CONTROLNET,
+    },
+}
+"""Of each `alignment.kind` that is published by itself, with `lq_features` "hint": the parts of its file."""
+
+
+def of_part(part: str, config: FaithDiffConfig = FaithDiffConfig()) -> list[Rule]:  # noqa: B008 - frozen
+    """The rules of a part by its name (see `models.parts`), with its published names in the file that holds it.
+
+    Raises:
+        InputError: a part of an architecture that no published layout has.
+    """
+    if part.startswith("text_encoder"):
+        return TEXT_ENCODER
+    return {"unet": UNET, "vae": VAE}.get(part) or published_parts(config)[part]
+
+
+def published_parts(config: FaithDiffConfig) -> dict[str, list[Rule]]:
+    """The parts of the file in which a model's own weights are published: FaithDiff's, or a baseline's network alone.
+
+    Raises:
+        InputError: an architecture that no published layout has.
+    """
+    kind, features = config.alignment.kind, config.lq_features
+    layouts = {AlignmentConfig.kind: FAITHDIFF_PARTS, **BASELINE_PARTS}
+    if kind not in layouts:
+        raise InputError(f"alignment.kind is {kind!r}: the published layouts have {' and '.join(layouts)} only")
+    wanted = "hint" if kind in BASELINE_PARTS else FaithDiffConfig.lq_features
+    if features != wanted:
+        raise InputError(f"lq_features is {features!r}: the published layout has {wanted!r} only")
+    return layouts[kind]
 
 
 FAITHDIFF: list[Rule] = [

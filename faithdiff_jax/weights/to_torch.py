@@ -9,8 +9,6 @@ import numpy as np
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.writing import refuse_existing, whole
-from faithdiff_jax.models.alignment import AlignmentConfig
-from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_shapes
 from faithdiff_jax.weights import rules
 from faithdiff_jax.weights.from_torch import Track, untracked
@@ -23,7 +21,9 @@ Writer = Callable[[pathlib.Path, Mapping[str, Spec], Iterable[tuple[str, np.ndar
 
 
 def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: Track = untracked) -> None:
-    """Write LQ encoder, aligner and UNet as one state dict in the published layout, each tensor in its stored dtype.
+    """Write what a model learned as one state dict in the published layout, each tensor in its stored dtype.
+
+    Of FaithDiff that is LQ encoder, aligner and UNet; of a baseline the network that steers the UNet.
 
     Args:
         model_dir: a model directory.
@@ -39,23 +39,21 @@ def to_torch(model_dir: pathlib.Path | str, output: pathlib.Path | str, track: T
     write = state_dict_writer(output, ".bin")
     model = ModelDirectory.open(model_dir)
     config = model.config
-    for key, value, published in (
-        ("alignment.kind", config.alignment.kind, AlignmentConfig.kind),
-        ("lq_features", config.lq_features, FaithDiffConfig.lq_features),
-    ):
-        if value != published:
-            raise InputError(f"{model_dir}: {key} is {value!r}: the published layout has {published!r} only")
+    try:
+        published = rules.published_parts(config)
+    except InputError as error:
+        raise InputError(f"{model_dir}: {error}") from None
     refuse_existing(output)
 
     keymaps: dict[str, KeyMap] = {}
     dtypes: dict[str, dict[str, np.dtype]] = {}
-    for part in rules.FAITHDIFF_PARTS:
+    for part in published:
         stored = model.specs(part)
         shapes = part_shapes(config, part)
         faults = compare(shapes, {path: shape for path, (_, shape) in stored.items()})
         if faults:
             raise InputError(f"{model_dir}: {part}.safetensors does not fit {CONFIG}: {'; '.join(faults)}")
-        keymaps[part] = KeyMap(rules.of_part(part), shapes)
+        keymaps[part] = KeyMap(published[part], shapes)
         dtypes[part] = {path: dtype for path, (dtype, _) in stored.items()}
 
     # Wider numbers first: so every tensor is aligned in the file.
