@@ -86,6 +86,15 @@ def test_sizes():
     assert RestoreOptions(scale=32).padded_size(config, 512, 512) == (16384, 16384)
     with pytest.raises(InputError, match=r"^scale is 32: turns 600x512 into 19200x16384 pixels, at most 268,435,456 "):
         RestoreOptions(scale=32).padded_size(config, 512, 600)
+    for (height, width), multiple, scale in (
+        ((512, 600), None, 29.54),
+        ((512, 600), 256, 29.44),
+        ((4096, 9000), None, 2.69),
+    ):
+        options = RestoreOptions(scale=32, multiple=multiple)
+        with pytest.raises(InputError, match=rf"^scale is 32: .* are restored; a scale of {scale} fits$"):
+            options.padded_size(config, height, width)
+        options.replace(scale=scale).padded_size(config, height, width)
     with pytest.raises(InputError, match=r"^tile is 16 and overlap 0.5: cut 2048x2048 latent pixels into 65,025 tiles"):
         RestoreOptions(scale=32, tile=16).padded_size(config, 512, 512)
 

@@ -230,7 +230,7 @@ def test_padding_to_a_larger_multiple_keeps_the_size(multiple):
         ({"scale": 0.1}, "each side must come to 8 or more"),
         ({"multiple": 12}, "multiple is 12: must be a multiple of 8"),
         ({"vae_tile": 100}, "vae_tile is 100: must be a multiple of 32"),
-        ({"stepz": 1}, r"unknown option stepz \(known: scale, steps, "),
+        ({"stepz": 1}, r"unknown option stepz \(known: scale, progressive, "),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -35,11 +35,13 @@ from faithdiff_jax.files import images
 from faithdiff_jax.files.captions import find_caption, read_caption, trim_caption
 from faithdiff_jax.files.listing import list_images
 from faithdiff_jax.files.manifest import Manifest
+from faithdiff_jax.files.rows import save_restored_rows
 from faithdiff_jax.inference import restoration
 from faithdiff_jax.inference.making import Making
 
 if TYPE_CHECKING:
     from faithdiff_jax.inference.pipeline import FaithDiff
+    from faithdiff_jax.inference.streaming import StreamedPicture
 
 THREADS = 2
 """That read, and as many that write, while devices work."""
@@ -222,16 +224,22 @@ class FolderRun:
                 found.append(word)
         return found
 
-    def _write(self, done: Loaded, restored: np.ndarray, maps: Mapping[str, np.ndarray]) -> Loaded:
+    def _write(self, done: Loaded, restored: "np.ndarray | StreamedPicture", maps: Mapping[str, np.ndarray]) -> Loaded:
         """On a thread; the result itself comes last, so that nothing is missing beside it."""
         begin = time.perf_counter()
         job, picture = done.job, done.picture
+        text = self.making.text(job.seed, done.caption)
+        if not isinstance(restored, np.ndarray):
+            if self.arguments.compare:
+                done.notes.append("no comparison, the picture is too large for one")
+            done.notes += save_restored_rows(job.target, restored, picture, text)
+            done.seconds["write"] = time.perf_counter() - begin
+            return done
         if self.arguments.compare:
             reference = _reference(job.source, restored.shape, self.arguments.references)
             images.save_image(job.sheet, comparison(picture.rgb, restored, reference), icc_profile=picture.icc_profile)
         for word, attribution in maps.items():
             images.save_image(job.maps[word], attribution_sheet(restored, word, attribution))
-        text = self.making.text(job.seed, done.caption)
         done.notes += images.save_restored(job.target, restored, picture, self.options.scale, text)
         done.seconds["write"] = time.perf_counter() - begin
         return done

@@ -6,7 +6,8 @@ down its timesteps in one `lax.scan`, or a few steps at a time; what it remember
 
 import abc
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -152,21 +153,38 @@ class Sampler(abc.ABC):
         `part` is the first of its steps and the one after its last; both may be traced. Raises ValueError without
         `step_noise` where it is needed.
         """
-        if self.needs_step_noise and step_noise is None:
-            raise ValueError("step_noise is None: ancestral sampling needs (steps, B, h, w, c) standard normal noise")
-        every = self.coefficients(), step_noise if self.needs_step_noise else None, conditions
-
-        def step(carry: Carry, now: tuple[Any, ...]) -> Carry:
-            coefficients, fresh, condition = now
-            predict = lambda x: predict_noise(x, condition, carry.memory)  # noqa: E731
-            return self.step(predict, carry, coefficients, fresh)
-
+        every = self._every(conditions, step_noise)
+        step = functools.partial(self._step_with, predict_noise)
         if part is None:
             return jax.lax.scan(lambda carry, now: (step(carry, now), None), carry, every)[0]
         every = jax.tree.map(jnp.asarray, every)
         run = lambda i, carry: step(carry, jax.tree.map(lambda x: x[i], every))  # noqa: E731
         end: Carry = jax.lax.fori_loop(*part, run, carry)
         return end
+
+    def walked(
+        self,
+        predict_noise: Remembers,
+        carry: Carry,
+        conditions: Any,
+        step_noise: Float[Array | np.ndarray, "steps b h w c"] | None = None,
+    ) -> Iterator[Carry]:
+        """`walk` outside of jit, for models that are no one program: the carry after each step."""
+        every = self._every(conditions, step_noise)
+        for number in range(self.steps):
+            now = jax.tree.map(lambda x: jnp.asarray(x[number]), every)  # noqa: B023  called at once
+            carry = self._step_with(predict_noise, carry, now)
+            yield carry
+
+    def _every(self, conditions: Any, step_noise: Float[Array | np.ndarray, "steps b h w c"] | None) -> tuple[Any, ...]:
+        """What each step is given, with a leading axis of steps."""
+        if self.needs_step_noise and step_noise is None:
+            raise ValueError("step_noise is None: ancestral sampling needs (steps, B, h, w, c) standard normal noise")
+        return self.coefficients(), step_noise if self.needs_step_noise else None, conditions
+
+    def _step_with(self, predict_noise: Remembers, carry: Carry, now: tuple[Any, ...]) -> Carry:
+        coefficients, fresh, condition = now
+        return self.step(lambda x: predict_noise(x, condition, carry.memory), carry, coefficients, fresh)
 
     def empty_past(self, latents: Float[Array, "b h w c"]) -> Any:
         """What the sampler remembers before the first step: nothing."""

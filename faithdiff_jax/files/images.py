@@ -1,12 +1,14 @@
 """Files to uint8 pictures to float arrays in [-1, 1], and back; upscaling, padding and cropping."""
 
+import contextlib
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +100,7 @@ def load_image(
         notes.append("alpha kept apart")
 
     profile = image.info.get("icc_profile") or None
-    if profile is not None and not _profile_fits(profile, gray):
+    if profile is not None and not profile_fits(profile, gray):
         notes.append("colour profile dropped, it describes other channels")
         profile = None
     return Picture(rgb, alpha, gray, profile, tuple(notes))
@@ -166,7 +168,7 @@ def save_image(
         image.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
     options: dict[str, Any] = dict(_SAVE_OPTIONS[name])
     stores_gray = gray and name != "WEBP"  # WebP has no gray
-    if icc_profile is not None and _profile_fits(icc_profile, stores_gray):
+    if icc_profile is not None and profile_fits(icc_profile, stores_gray):
         options["icc_profile"] = icc_profile
 
     if text is not None and name == "PNG":
@@ -175,17 +177,22 @@ def save_image(
     elif text is not None and name == "TIFF":
         options["description"] = text
 
+    with picture_file(path) as file:
+        try:
+            image.save(file, format=name, **options)
+        except ValueError as error:  # Pillow's word for sizes that a format cannot hold
+            raise InputError(f"{path}: cannot be written ({_one_line(error)})") from error
+
+
+@contextlib.contextmanager
+def picture_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when the block ends, in a folder that must be there; or InputError."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder, name a file")
     if not path.parent.is_dir():
         raise InputError(f"{path}: cannot be written, {path.parent} is not a folder")
-    try:
-        with replacing(path) as temporary, temporary.open("xb") as file:
-            image.save(file, format=name, **options)
-    except InputError:
-        raise
-    except ValueError as error:  # Pillow's word for sizes that a format cannot hold
-        raise InputError(f"{path}: cannot be written ({_one_line(error)})") from error
+    with replacing(path) as temporary, temporary.open("x+b") as file:
+        yield file
 
 
 def save_restored(
@@ -368,7 +375,7 @@ def _from_deep_gray(path: Path, image: Image.Image, notes: list[str]) -> tuple[n
     return np.repeat(gray[..., None], 3, axis=2), alpha
 
 
-def _profile_fits(profile: bytes, gray: bool) -> bool:
+def profile_fits(profile: bytes, gray: bool) -> bool:
     """Whether an ICC profile's header names the colour space (bytes 16 to 19) of gray or RGB data."""
     return profile[16:20] == (b"GRAY" if gray else b"RGB ")
 

@@ -1,35 +1,49 @@
 """A picture as the networks see it: enlarged, and padded up to a size that pictures can share."""
 
 import dataclasses
+import functools
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int, UInt8
 
 from faithdiff_jax.files import images
+from faithdiff_jax.files.rows import upscale_rows
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.config import FaithDiffConfig
+
+Places = Int[np.ndarray, " _"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """A picture enlarged, and the heights and widths in pixels that it is restored at.
+    """A picture to enlarge, and the heights and widths in pixels that it is restored at.
 
     Attributes:
-        upscaled: the picture enlarged, without padding.
+        image: the picture.
+        scale: how many times larger it becomes.
+        target: of it enlarged, without padding.
         exact_size: of it padded to whole latent pixels, as published.
         size: of it padded to multiples of `RestoreOptions.multiple`; the same as `exact_size` without that.
     """
 
-    upscaled: UInt8[np.ndarray, "H W 3"]
+    image: UInt8[np.ndarray, "h w 3"]
+    scale: float
+    target: tuple[int, int]
     exact_size: tuple[int, int]
     size: tuple[int, int]
 
     @classmethod
     def of(cls, image: UInt8[np.ndarray, "h w 3"], options: RestoreOptions, config: FaithDiffConfig) -> "Canvas":
-        """Enlarge (h, w, 3); InputError for one too large or too small, before anything is allocated."""
-        size = options.padded_size(config, *image.shape[:2])
-        exact_size = options.replace(multiple=None).padded_size(config, *image.shape[:2])
-        return cls(images.upscale(image, options.scale), exact_size, size)
+        """For a picture (h, w, 3); InputError for one too large or too small, before anything is allocated."""
+        height, width = image.shape[:2]
+        size = options.padded_size(config, height, width)
+        exact_size = options.replace(multiple=None).padded_size(config, height, width)
+        return cls(image, options.scale, images.target_size(height, width, options.scale), exact_size, size)
+
+    @functools.cached_property
+    def upscaled(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The picture enlarged, without padding."""
+        return images.upscale(self.image, self.scale)
 
     def padded(self) -> Float32[np.ndarray, "1 padded_H padded_W 3"]:
         """The picture as a batch of one of `size`, in [-1, 1].
@@ -37,6 +51,26 @@ class Canvas:
         Up to `exact_size` its last row and column are repeated, as published. From there on it is mirrored, which
         changes the picture less than more repetition would (`benchmarks/padding.py`).
         """
-        exact = images.pad(self.upscaled, *self.exact_size)
-        rest = [(0, side - exact_side) for side, exact_side in zip(self.size, self.exact_size, strict=True)]
-        return images.to_float(np.pad(exact, (*rest, (0, 0)), mode="symmetric"))[None]
+        rows, columns = self._places
+        return images.to_float(self.upscaled[rows[:, None], columns])[None]
+
+    def rows(self, start: int, stop: int) -> UInt8[np.ndarray, "rows W 3"]:
+        """Those rows of `upscaled`, which is not made for them."""
+        return upscale_rows(self.image, self.target, start, stop)
+
+    def padded_rows(self, start: int, stop: int) -> UInt8[np.ndarray, "rows padded_W 3"]:
+        """Rows of what `padded` gives, at eight bits."""
+        rows, columns = self._places
+        rows = rows[start:stop]
+        first = int(rows.min())
+        found: np.ndarray = self.rows(first, int(rows.max()) + 1)[rows[:, None] - first, columns]
+        return found
+
+    @functools.cached_property
+    def _places(self) -> tuple[Places, Places]:
+        """Of every padded row and column, the one of the enlarged picture that it repeats."""
+        rows, columns = (
+            np.pad(np.pad(np.arange(side), (0, exact - side), mode="edge"), (0, padded - exact), mode="symmetric")
+            for side, exact, padded in zip(self.target, self.exact_size, self.size, strict=True)
+        )
+        return rows, columns

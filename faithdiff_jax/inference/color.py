@@ -5,8 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int, UInt8
 
+from faithdiff_jax.files import images
 from faithdiff_jax.inference.options import COLOR_FIXES, WAVELET_LEVELS
 
 Images = Float[Array | np.ndarray, "b h w c"]
@@ -49,6 +50,24 @@ def adain(image: Images, reference: Reference, sizes: Sizes | None = None) -> Fl
     mean, deviation = _statistics(ours, inside)
     wanted_mean, wanted_deviation = _statistics(theirs, inside)
     return (ours - mean) / deviation * wanted_deviation + wanted_mean
+
+
+def adain_levels(counts: Int[np.ndarray, "c 256"], wanted: Int[np.ndarray, "c 256"]) -> UInt8[np.ndarray, "c 256"]:
+    """`adain` of pictures at eight bits that are too large to hold: what each channel's 256 levels become.
+
+    `counts` says how often each channel of the picture has each level, `wanted` the same of the reference. Statistics
+    are exact here; in float32, a level that is near the middle between two may become the other one.
+    """
+    levels = images.to_float(np.arange(256, dtype=np.uint8)).astype(np.float64)[None]
+
+    def statistics(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pixels = counts.sum(axis=1, keepdims=True)
+        mean = (counts * levels).sum(axis=1, keepdims=True) / pixels
+        variance = (counts * (levels - mean) ** 2).sum(axis=1, keepdims=True) / (pixels - 1)
+        return mean, np.sqrt(variance + _VARIANCE_EPSILON)
+
+    (mean, deviation), (wanted_mean, wanted_deviation) = statistics(counts), statistics(wanted)
+    return images.to_uint8((levels - mean) / deviation * wanted_deviation + wanted_mean)
 
 
 def wavelet(

@@ -89,7 +89,12 @@ def noise_shapes(options: RestoreOptions, config: FaithDiffConfig, size: tuple[i
 
 
 def drawn_noise(
-    shapes: Mapping[str, tuple[int, ...]], seed: int, normal: Normal, size: tuple[int, int]
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    normal: Normal,
+    size: tuple[int, int],
+    *,
+    only: str | None = None,
 ) -> dict[str, np.ndarray]:
     """The noise of `noise_shapes` from a seed, each from a key of its own.
 
@@ -99,9 +104,12 @@ def drawn_noise(
         normal: (key, count) -> standard normal (count,).
         size: height and width in latent pixels up to which the noise is the one of that size, without any padding;
             what the padding has is from another key.
+        only: the one name to draw; None for all.
     """
     key, found = jax.random.key(seed), {}
     for i, (name, shape) in enumerate(shapes.items()):
+        if only not in (None, name):
+            continue
         own = jax.random.fold_in(key, i)
         inside = (*shape[:-3], *size, shape[-1])
         found[name] = _normal(normal, own, inside)

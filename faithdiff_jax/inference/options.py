@@ -7,6 +7,7 @@ Nothing here imports JAX, so that help and wrong flags need not wait for it.
 """
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 from faithdiff_jax.config import Range
@@ -89,6 +90,12 @@ class RestoreOptions:
         kind=int,
         within=Range(1, 2048),
     )
+    stream_above: int = option(
+        2**24,
+        "pixels of a result, padding included, above which every stage works on a part of it at a time, in bounded "
+        "memory; the same result but for rounding",
+        within=Range(1, MAX_TARGET_PIXELS),
+    )
     color_fix: str = option("adain", "how the restored picture takes on the input's colours", among=COLOR_FIXES)
     wavelet_levels: int = option(
         WAVELET_LEVELS,
@@ -165,10 +172,21 @@ class RestoreOptions:
 
     def check_attribution(self) -> None:
         """InputError if some step leaves attention to the text out, so that nothing can be attributed to words."""
-        needed = "attribution: needs all attention to the text at every step"
+        self._check_no_reuse("attribution: needs all attention to the text at every step")
+
+    def streams(self, size: tuple[int, int]) -> bool:
+        """Whether a picture of a padded height and width in pixels is worked on by parts."""
+        return size[0] * size[1] > self.stream_above
+
+    def check_streaming(self, size: tuple[int, int]) -> None:
+        """InputError if what steps take over from one another would have to be kept for all of a picture."""
+        large = f"{size[1]}x{size[0]} pixels are more than stream_above, {self.stream_above:,}"
+        self._check_no_reuse(f"{large}: no step of them takes anything over from another")
+
+    def _check_no_reuse(self, why: str) -> None:
         _refuse(
-            [f"{needed}, deepcache_interval is {self.deepcache_interval}: must be 1"] * (self.deepcache_interval > 1)
-            + [f"{needed}, tgate_after is {self.tgate_after:g}: must be 1"] * (self.tgate_after < 1)
+            [f"{why}, deepcache_interval is {self.deepcache_interval}: must be 1"] * (self.deepcache_interval > 1)
+            + [f"{why}, tgate_after is {self.tgate_after:g}: must be 1"] * (self.tgate_after < 1)
         )
 
     def padded_size(self, config: "FaithDiffConfig", height: int, width: int) -> tuple[int, int]:
@@ -181,10 +199,22 @@ class RestoreOptions:
         target = [round(side * self.scale) for side in (height, width)]
         padded_height, padded_width = (side + -side % multiple for side in target)
         if padded_height * padded_width > MAX_TARGET_PIXELS:
-            sizes = f"{width}x{height} into {target[1]}x{target[0]} pixels, at most {MAX_TARGET_PIXELS:,}"
-            raise InputError(f"scale is {self.scale:g}: turns {sizes} are restored")
+            sizes = f"{width}x{height} into {target[1]}x{target[0]} pixels, at most {MAX_TARGET_PIXELS:,} are restored"
+            raise InputError(f"scale is {self.scale:g}: turns {sizes}{self._what_fits(height, width, multiple)}")
+        if self.streams((padded_height, padded_width)):
+            self.check_streaming((padded_height, padded_width))
         self.check_tiles(padded_height // config.vae.factor, padded_width // config.vae.factor)
         return padded_height, padded_width
+
+    def _what_fits(self, height: int, width: int, multiple: int) -> str:
+        """The largest scale, in hundredths, at which a picture is within the limit with its padding."""
+        scale = math.floor(math.sqrt(MAX_TARGET_PIXELS / (height * width)) * 100)
+        while scale > 0 and (
+            math.prod(math.ceil(round(side * scale / 100) / multiple) * multiple for side in (height, width))
+            > MAX_TARGET_PIXELS
+        ):
+            scale -= 1
+        return f"; a scale of {scale / 100:g} fits" if scale else "; none of this size are"
 
     def count_tiles(self, height: int, width: int) -> int:
         """How many tiles latents of height x width are cut into."""

@@ -313,7 +313,7 @@ class FaithDiff:
             if not isinstance(caption, str) or seeds is not None:
                 raise InputError("caption or seeds is a list: must be one caption, and no seeds, for one picture")
             request = Request(image=image, caption=caption, noise=noise)
-            return restore_all(self, [request], options, on_step=on_step)[0].image
+            return np.asarray(restore_all(self, [request], options, on_step=on_step)[0].image)
         if noise is not None or on_step is not None:
             raise InputError("noise or on_step is given: must be for one picture, not a list")
         captions = [caption] * len(image) if isinstance(caption, str) else list(caption)
@@ -325,7 +325,7 @@ class FaithDiff:
             Request(image=picture, caption=text, seed=seed)
             for picture, text, seed in zip(image, captions, each, strict=True)
         ]
-        return [restored.image for restored in restore_all(self, requests, options)]
+        return [np.asarray(restored.image) for restored in restore_all(self, requests, options)]
 
     def attribute(
         self,
@@ -358,8 +358,9 @@ class FaithDiff:
         options.check_attribution()
         request = Request(image=image, caption=caption, noise=noise)
         (restored,) = restore_all(self, [request], options, words=weights)
-        large = enlarged(np.asarray(restored.maps)[0], self.config.vae.factor, *restored.image.shape[:2])
-        return restored.image, dict(zip(words, large, strict=True))
+        picture = np.asarray(restored.image)
+        large = enlarged(np.asarray(restored.maps)[0], self.config.vae.factor, *picture.shape[:2])
+        return picture, dict(zip(words, large, strict=True))
 
     def sample_inputs(
         self,

@@ -126,9 +126,38 @@ class Predictor:
     def _predict_chunk(
         self, kind: Evaluation, x: jax.Array, time_embedding: jax.Array, texts: Sequence[Any], chunk: tuple[Any, ...]
     ) -> tuple[jax.Array, jax.Array | None, Reusable]:
-        """The same for the tiles of one chunk: both texts guided into one."""
+        """The same for the tiles of one chunk."""
         places, condition, added, taken = chunk
-        latents = self.tiles.cut(x, places)
+        return self._predict_tiles(kind, self.tiles.cut(x, places), time_embedding, texts, (condition, added, taken))
+
+    def predict_cut(
+        self, kind: Evaluation, latents: jax.Array, features: jax.Array, chunk: jax.Array, step: jax.Array
+    ) -> jax.Array:
+        """The same for tiles that were cut out outside, of steps that take nothing over from one another.
+
+        Args:
+            kind: of the evaluation.
+            latents: (tile_batch * B, h, w, c) of unit variance.
+            features: (tile_batch * B, h, w, F), LQ features.
+            chunk: which one these tiles are.
+            step: which one this is.
+        """
+        passes = self._passes(kind.guided)
+        condition = self.denoiser.alignment.embed(self.constrain(features))
+        texts = [keys_values for _, keys_values in passes]
+        given = condition, [added[chunk] for added, _ in passes], Reusable()
+        return self._predict_tiles(kind, latents, self.prepared.steps[1][step], texts, given)[0]
+
+    def _predict_tiles(
+        self,
+        kind: Evaluation,
+        latents: jax.Array,
+        time_embedding: jax.Array,
+        texts: Sequence[Any],
+        given: tuple[jax.Array, Sequence[jax.Array], Reusable],
+    ) -> tuple[jax.Array, jax.Array | None, Reusable]:
+        """The same for tiles that are cut out: both texts guided into one."""
+        condition, added, taken = given
         predictions: list[jax.Array] = []
         deep: list[jax.Array] = []
         attended: list[tuple[jax.Array, ...]] = []

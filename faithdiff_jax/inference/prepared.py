@@ -65,13 +65,13 @@ class Prepared(NamedTuple):
 
     Attributes:
         steps: of each step, the share of signal in what the UNet sees and the timestep's embedding (E,).
-        conditions: (chunks, tile_batch * B, h, w, C) embedded LQ features.
+        conditions: (chunks, tile_batch * B, h, w, C) embedded LQ features; None where each step embeds them anew.
         passes: one entry for each pass through the UNet: added embeddings (chunks, k, tile_batch, B, E), and text keys
             and values of k * tile_batch * B texts; k is 2 where both sides of the guidance go through together.
     """
 
     steps: tuple[jax.Array, jax.Array]
-    conditions: jax.Array
+    conditions: jax.Array | None
     passes: list[tuple[jax.Array, Any]]
 
 
@@ -84,7 +84,7 @@ def prepare(denoiser: Denoiser, plan: SamplingPlan, inputs: SamplingInputs, cons
         return denoiser.alignment.embed(constrain(tiles.cut(inputs.features, places)))
 
     # Chunk by chunk, so that the LQ features never lie there a second time in overlapping tiles.
-    conditions = jax.lax.map(condition, tiles.places)
+    conditions = None if inputs.features is None else jax.lax.map(condition, tiles.places)
     # Contexts of one length go through the UNet as one batch, the unconditional half first.
     sides = [inputs.text] if inputs.negative is None else [inputs.negative, inputs.text]
     together = len({side.context.shape[1] for side in sides}) == 1

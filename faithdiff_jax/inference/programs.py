@@ -5,6 +5,7 @@ Parameters are passed in, so that a program works on any of the right shapes: lo
 
 import collections
 import contextlib
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +19,9 @@ from faithdiff_jax.diffusion import schedule
 from faithdiff_jax.diffusion.sampler import Carry
 from faithdiff_jax.inference.color import fix_color
 from faithdiff_jax.inference.denoise import advance, begin, denoise, denoise_and_attribute
+from faithdiff_jax.inference.evaluations import Evaluation
 from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan, joined
+from faithdiff_jax.inference.predictor import Predictor
 from faithdiff_jax.inference.prepared import Prepared
 from faithdiff_jax.inference.progress import long_task
 from faithdiff_jax.models.config import FaithDiffConfig
@@ -61,15 +64,21 @@ class Program(Generic[Result]):
         self._kept = kept
         self._static = static
         self._describe = describe
+        self._lock = threading.Lock()
         self._compiled: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 
     def __call__(self, *arguments: Any) -> Result:
         """Run it, compiled now if these shapes are new."""
         key = self._key(arguments)
-        if key in self._compiled:
+        with self._lock:  # rows of a picture are written, and their colours fixed, on a thread
+            known = self._compiled.get(key)
+            if known is None:
+                return self._first(key, arguments)
             self._compiled.move_to_end(key)
-            known: Result = self._compiled[key](*arguments)
-            return known
+        result: Result = known(*arguments)
+        return result
+
+    def _first(self, key: Hashable, arguments: tuple[Any, ...]) -> Result:
         while len(self._compiled) >= self._kept:
             _, oldest = self._compiled.popitem(last=False)
             oldest.clear_cache()
@@ -124,6 +133,8 @@ class Programs:
         attribute: ({unet, alignment}, plan, inputs, words) -> latents, maps; see `denoise_and_attribute`.
         begin: ({unet, alignment}, plan, inputs) -> what `advance` starts from; `sample` in parts.
         advance: ({unet, alignment}, plan, inputs, prepared, carry, first, last) -> carry; see `denoise.advance`.
+        predict_cut: ({unet, alignment}, plan, kind, inputs, prepared, latents, features, chunk, step) -> noise of the
+            tiles of one chunk; see `Predictor.predict_cut`.
         join: (None, rows of inputs) -> inputs of a batch; see `joined`.
         normal: (key, count) -> standard normal noise.
         fix_color: (images, references, method, levels, sizes) -> images.
@@ -168,6 +179,12 @@ class Programs:
             part = first, last
             return advance(networks.denoiser(params), plan, inputs, prepared, carry, part=part, constrain=constrain)
 
+        def predict_cut(
+            params: Params, plan: SamplingPlan, kind: Evaluation, inputs: SamplingInputs, prepared: Prepared, *cut: Any
+        ) -> Array:
+            predictor = Predictor(networks.denoiser(params), plan, prepared, inputs, None, constrain)
+            return predictor.predict_cut(kind, *cut)
+
         def join(_: None, rows: Sequence[SamplingInputs]) -> SamplingInputs:
             return joined(rows)
 
@@ -179,6 +196,9 @@ class Programs:
 
         def of_sampling(_: Params, plan: SamplingPlan, inputs: SamplingInputs, *more: Any) -> str:
             return f"the denoiser for {_pixels(inputs.noise.shape, factor)}, {plan.sampler.steps} steps"
+
+        def of_tiles(_: Params, plan: SamplingPlan, *more: Any) -> str:
+            return f"the denoiser for a tile of {_pixels((1, *plan.tile, 1), factor)}"
 
         self.encode_lq = Program(encode_lq, kept=TILE_SIZES_KEPT, describe=of_images("LQ encoder"))
         self.moments = Program(moments, kept=TILE_SIZES_KEPT, describe=of_images("VAE encoder"))
@@ -192,6 +212,7 @@ class Programs:
         self.attribute = Program(attribute, static=(1,), describe=of_sampling)
         self.begin = Program(start, static=(1,))
         self.advance = Program(walk, static=(1,), describe=of_sampling)
+        self.predict_cut = Program(predict_cut, static=(1, 2), describe=of_tiles)
         self.join = Program(join)
         self.normal = Program(normal, kept=2 * SIZES_KEPT, static=(1,))  # two shapes a picture with "ddpm"
         self.fix_color = Program(fix_color, static=(2, 3))

@@ -22,3 +22,11 @@ def long_task(message: str, remark: str = "") -> Iterator[None]:
         yield
     finally:
         log.info("%s: %.0f s", message, time.perf_counter() - begin, extra={"stage": ENDS})
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Put the seconds that a block takes into `seconds`, under the name of a stage."""
+    begin = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - begin

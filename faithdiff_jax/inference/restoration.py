@@ -9,10 +9,8 @@ nearly all of the time, is of the whole batch.
 """
 
 import collections
-import contextlib
 import dataclasses
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -25,7 +23,9 @@ from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.canvas import Canvas
 from faithdiff_jax.inference.inputs import SamplingInputs, Text
 from faithdiff_jax.inference.options import RestoreOptions
+from faithdiff_jax.inference.progress import timed
 from faithdiff_jax.inference.stepwise import OnStep, sample_stepwise
+from faithdiff_jax.inference.streaming import StreamedPicture, restore_streamed
 from faithdiff_jax.models.config import FaithDiffConfig
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ class Restored:
     """A picture restored.
 
     Attributes:
-        image: (round(h * scale), round(w * scale), 3).
+        image: (round(h * scale), round(w * scale), 3); one that was worked on by parts comes by rows, or as an array.
         seconds: spent on it by stage: "encode", "denoise" (its share of the batch's), "decode".
         maps: (h, w, W) of words at the latents' resolution, if they were asked for.
     """
 
-    image: UInt8[np.ndarray, "H W 3"]
+    image: UInt8[np.ndarray, "H W 3"] | StreamedPicture
     seconds: dict[str, float]
     maps: Any = None
 
@@ -69,8 +69,11 @@ class Restored:
 def pictures_together(options: RestoreOptions, config: FaithDiffConfig, size: tuple[int, int]) -> int:
     """How many pictures of a padded size in pixels are one batch: as many as `options.batch` tiles hold.
 
-    An aligner that mixes the pictures of a batch, as in the published training code, gets one at a time.
+    An aligner that mixes the pictures of a batch, as in the published training code, gets one at a time; and a picture
+    that is worked on by parts is alone.
     """
+    if options.streams(size):
+        return 1
     height, width = (side // config.vae.factor for side in size)
     return 1 if config.alignment.mixing == "batch" else max(1, options.batch // options.count_tiles(height, width))
 
@@ -97,22 +100,24 @@ def restore_all(
     """
     options.check_against(model.config)
     for request in requests:
-        options.padded_size(model.config, *request.image.shape[:2])  # the last pass is the largest
+        size = options.padded_size(model.config, *request.image.shape[:2])  # the last pass is the largest
+        if words is not None and options.streams(size):
+            limit = f"more than stream_above, {options.stream_above:,}"
+            raise InputError(f"attribution: {size[1]}x{size[0]} pixels are {limit}, which have no maps")
     scales = options.enlargements
     if len(scales) > 1 and any(request.noise is not None for request in requests):
         raise InputError("progressive is true: takes a seed, not noise, which would be of several sizes")
-    results: list[Restored] = []
+    seconds = [collections.Counter[str]() for _ in requests]
     for number, scale in enumerate(scales, 1):
-        of_pass = options.replace(scale=scale, progressive=False)
+        last, of_pass = number == len(scales), options.replace(scale=scale, progressive=False)
         look = None if on_step is None else _counted_on(on_step, number - 1, len(scales))
-        before, last = results, number == len(scales)
         results = _restore_pass(model, requests, of_pass, words=words if last else None, on_step=look)
-        for earlier, one in zip(before, results, strict=bool(before)):
-            one.seconds.update({stage: spent + earlier.seconds[stage] for stage, spent in one.seconds.items()})
-        requests = [
-            dataclasses.replace(request, image=one.image) for request, one in zip(requests, results, strict=True)
-        ]
-    return results
+        for spent, one in zip(seconds, results, strict=True):
+            spent.update(one.seconds)
+        if not last:
+            images_ = [np.asarray(one.image) for one in results]
+            requests = [dataclasses.replace(one, image=image) for one, image in zip(requests, images_, strict=True)]
+    return [dataclasses.replace(one, seconds=dict(spent)) for one, spent in zip(results, seconds, strict=True)]
 
 
 def _counted_on(on_step: OnStep, done: int, passes: int) -> OnStep:
@@ -129,6 +134,11 @@ def _restore_pass(
         by_size[options.padded_size(model.config, *request.image.shape[:2])].append(number)
     found: dict[int, Restored] = {}
     for size, numbers in by_size.items():
+        if options.streams(size):
+            for number in numbers:
+                image, seconds = restore_streamed(model, requests[number], options, on_step)
+                found[number] = Restored(image=image, seconds=seconds)
+            continue
         count = pictures_together(options, model.config, size)
         for first in range(0, len(numbers), count):
             part = numbers[first : first + count]
@@ -146,14 +156,14 @@ def _restore_batch(
     The batch is filled up to a power of two, so that few sizes of batch are compiled.
     """
     seconds: dict[str, float] = {}
-    with _timed(seconds, "encode"):
+    with timed(seconds, "encode"):
         canvases = [Canvas.of(request.image, options, model.config) for request in requests]
         rows = [_encode(model, *pair, options) for pair in zip(requests, canvases, strict=True)]
         surplus = (1 << (len(rows) - 1).bit_length()) - len(rows)
         inputs = rows[0] if len(rows) == 1 else model.programs.join(None, rows + rows[-1:] * surplus)
         jax.block_until_ready(inputs)
     sizes = [canvas.exact_size for canvas in canvases + canvases[-1:] * surplus]
-    with _timed(seconds, "denoise"):
+    with timed(seconds, "denoise"):
         if on_step is None:
             latents, maps = model.sample_inputs(inputs, options, sizes, words)
         else:
@@ -166,7 +176,7 @@ def _restore_batch(
             maps = None
         jax.block_until_ready(latents)
     each = [_row(latents, number) for number in range(len(rows))]
-    with _timed(seconds, "decode"):
+    with timed(seconds, "decode"):
         pictures = [
             _decode(model, one, canvas=canvas, options=options) for one, canvas in zip(each, canvases, strict=True)
         ]
@@ -216,10 +226,3 @@ def _decode(
     ours = images.to_float(images.to_uint8(decoded))
     fixed = model.programs.fix_color(ours[None], enlarged[None], options.color_fix, options.wavelet_levels, sizes)
     return images.to_uint8(images.crop(np.asarray(fixed)[0], height, width))
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    begin = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - begin

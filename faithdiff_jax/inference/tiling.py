@@ -5,7 +5,7 @@ step, on the device. The encoder and the decoder see one tile at a time, and the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -111,18 +111,48 @@ def fade_tiles(
     out_tile: int,
     overlap: float = 0.25,
 ) -> Float32[np.ndarray, "b out_h out_w out_c"]:
-    """Run an encoder or a decoder over tiles of (B, H, W, C) and cross-fade its outputs linearly, on the host.
-
-    `apply` maps one tile (B, h, w, C) to (B, h * out_tile / tile, w * out_tile / tile, C'); `tile` and `out_tile` are
-    the side of a full tile before and after, `overlap` is the part of it shared with a neighbour. Tiles that
-    reach past the right or bottom are smaller: the last two of a row or column at a quarter's overlap, so `apply` sees
-    at most nine shapes. An array no larger than a tile is passed whole.
-    Returns float32 (B, H * out_tile / tile, W * out_tile / tile, C'). Each tile fades into the one above, then into
-    the one to the left, both already faded (diffusers' AutoencoderKL.tiled_encode and tiled_decode).
-    Raises ValueError if overlap is outside [0, 1), if sizes do not come out whole, or `apply` returns another size.
-    """
+    """`faded_pieces` of (B, H, W, C), put together: float32 (B, H * out_tile / tile, W * out_tile / tile, C')."""
     array = np.asarray(array)
     batch, height, width, _ = array.shape
+    cut = lambda top, left: array[:, top : top + tile, left : left + tile]  # noqa: E731
+    out = np.empty((batch, 0, 0, 0), np.float32)
+    for top, left, piece in faded_pieces(apply, cut, (height, width), tile=tile, out_tile=out_tile, overlap=overlap):
+        if not out.size:
+            out = np.empty((batch, height * out_tile // tile, width * out_tile // tile, piece.shape[3]), np.float32)
+        out[:, top : top + piece.shape[1], left : left + piece.shape[2]] = piece
+    return out
+
+
+def faded_pieces(
+    apply: Callable[[np.ndarray], Array | np.ndarray],
+    cut: Callable[[int, int], np.ndarray],
+    size: tuple[int, int],
+    *,
+    tile: int,
+    out_tile: int,
+    overlap: float = 0.25,
+) -> Iterator[tuple[int, int, Float32[np.ndarray, "b h w c"]]]:
+    """Run an encoder or a decoder over tiles and cross-fade its outputs linearly, on the host.
+
+    Each tile fades into the one above, then into the one to the left, both already faded (diffusers' AutoencoderKL
+    .tiled_encode and .tiled_decode). Memory holds one tile, the one before, and the last rows of those above.
+
+    Args:
+        apply: maps one tile (B, h, w, C) to (B, h * out_tile / tile, w * out_tile / tile, C').
+        cut: gives the tile (B, h, w, C) at a corner; those that reach past the right or bottom are smaller: the last
+            two of a row or column at a quarter's overlap, so that `apply` sees at most nine shapes.
+        size: height and width of what is cut; if it is no larger than a tile, it is passed whole.
+        tile: side of a full tile.
+        out_tile: side of what it becomes.
+        overlap: the part of a tile that is shared with a neighbour.
+
+    Yields:
+        Pieces of the result and the corner where each belongs, row by row; together they are all of it.
+
+    Raises:
+        ValueError: overlap is outside [0, 1), sizes do not come out whole, or `apply` returns another size.
+    """
+    height, width = size
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap {overlap} is the shared part of a tile, it must lie in [0, 1)")
     step, fade = int(tile * (1 - overlap)), int(out_tile * overlap)
@@ -133,7 +163,8 @@ def fade_tiles(
     if height * out_tile % tile or width * out_tile % tile:
         raise ValueError(f"{height}x{width} times {out_tile}/{tile} is not a whole size")
 
-    def run(part: np.ndarray) -> np.ndarray:
+    def run(top: int, left: int) -> np.ndarray:
+        part = cut(top, left)
         result = np.array(apply(part), np.float32)  # a copy: fading writes into it
         expected = tuple(side * out_tile // tile for side in part.shape[1:3])
         if result.shape[1:3] != expected:
@@ -141,29 +172,23 @@ def fade_tiles(
         return result
 
     if height <= tile and width <= tile:
-        return run(array)
-
-    out = None
+        yield 0, 0, run(0, 0)
+        return
     above: list[np.ndarray] = []
     for i, top in enumerate(range(0, height, step)):
-        row: list[np.ndarray] = []
+        ends: list[np.ndarray] = []
+        before: np.ndarray | None = None
         for j, left in enumerate(range(0, width, step)):
-            faded = run(array[:, top : top + tile, left : left + tile])
+            faded = run(top, left)
             if i > 0:
                 _fade(above[j], faded, fade, axis=1)
-            if j > 0:
-                _fade(row[j - 1], faded, fade, axis=2)
-            row.append(faded)
-            if out is None:
-                out_size = height * out_tile // tile, width * out_tile // tile
-                out = np.empty((batch, *out_size, faded.shape[3]), np.float32)
-            # The rest of the tile belongs to its neighbours, which have faded it into their own.
-            shown = faded[:, :kept, :kept]
-            y, x = i * kept, j * kept
-            out[:, y : y + shown.shape[1], x : x + shown.shape[2]] = shown
-        above = row
-    assert out is not None
-    return out
+            if before is not None:
+                _fade(before, faded, fade, axis=2)
+            # The rest of the tile belongs to its neighbours, which fade it into their own.
+            yield i * kept, j * kept, faded[:, :kept, :kept]
+            ends.append(faded[:, max(faded.shape[1] - fade, 0) :].copy())
+            before = faded
+        above = ends
 
 
 def _gaussian(side: int, centre: float) -> np.ndarray:
