@@ -42,6 +42,7 @@ SHIPPED = {
     "ablations/separate_encoder": ALIGNER + ENCODER,
     "ablations/without_alignment": UNET + 1.475 + ENCODER,
     "ablations/without_pretraining": STAGE_2_TRAINS,
+    "baselines/controlnet": 1250.984,
 }
 
 
@@ -194,7 +195,8 @@ def test_a_batch_must_divide_over_accumulation():
 
 def test_every_shipped_config_is_here():
     found = {str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.glob("*.yaml")}
-    found |= {str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.glob("ablations/*.yaml")}
+    for folder in ("ablations", "baselines"):
+        found |= {str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.glob(f"{folder}/*.yaml")}
     assert found == set(SHIPPED)
 
 

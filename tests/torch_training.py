@@ -21,6 +21,7 @@ from torch_aligner import TorchAligner
 from torch_pipeline import SCHEDULE
 from training_case import GROUPS, POOLED, TEXT_WIDTH, TIME_IDS, VAE_CHANNELS, model_config
 
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import numbered, part_shapes
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.weights import rules
@@ -33,7 +34,7 @@ class TorchModel(nn.Module):
     def __init__(self, widths: tuple[int, ...]):
         super().__init__()
         torch.manual_seed(0)
-        self.widths = widths
+        self.config = model_config(widths=widths)
         finer = len(widths) - 1
         self.unet = diffusers.UNet2DConditionModel(
             sample_size=8,
@@ -87,6 +88,21 @@ class TorchModel(nn.Module):
             }
         return parts
 
+    def predict(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, lq: torch.Tensor, given: dict, group: int
+    ) -> torch.Tensor:
+        """The noise (B, 4, h, w) from LQ pictures (B, 3, H, W) in [-1, 1]; `given` is the text for the UNet."""
+        features = self.lq_encoder(lq).split(group)
+
+        def align(module, args, first):
+            return torch.cat([self.aligner(*pair) for pair in zip(first.split(group), features, strict=True)])
+
+        hook = self.unet.conv_in.register_forward_hook(align)
+        try:
+            return self.unet(noisy, timesteps, **given).sample
+        finally:
+            hook.remove()
+
     def loss(self, batch: Mapping[str, np.ndarray], loss: str, group: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean loss and the errors it is made of, (B, 4, h, w).
 
@@ -104,18 +120,10 @@ class TorchModel(nn.Module):
             output = encoder(tensors[f"token_ids_{i}"].long(), output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
         added = {"text_embeds": output.text_embeds, "time_ids": time_ids}
-        # Where the aligner alone trains, torch 2.13 crashes on the way back unless its input needs a gradient too.
-        features = self.lq_encoder(lq.requires_grad_()).split(group)
-
-        def align(module, args, first):
-            return torch.cat([self.aligner(*pair) for pair in zip(first.split(group), features, strict=True)])
-
         noisy = DDPMScheduler(**SCHEDULE).add_noise(latents, noise, timesteps)
-        hook = self.unet.conv_in.register_forward_hook(align)
-        try:
-            predicted = self.unet(noisy, timesteps, torch.cat(hidden, dim=-1), added_cond_kwargs=added).sample
-        finally:
-            hook.remove()
+        # Where the aligner alone trains, torch 2.13 crashes on the way back unless its input needs a gradient too.
+        given = {"encoder_hidden_states": torch.cat(hidden, dim=-1), "added_cond_kwargs": added}
+        predicted = self.predict(noisy, timesteps, lq.requires_grad_(), given, group)
         error = predicted - noise
         return (error.abs() if loss == "l1" else error.square()).mean(), error
 
@@ -179,16 +187,16 @@ def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def keymap(widths: tuple[int, ...], part: str) -> KeyMap:
-    """The rules of one part of the tiny model, as conversion and export use them."""
-    return KeyMap(rules.of_part(part), part_shapes(model_config(widths=widths), part))
+def keymap(config: FaithDiffConfig, part: str) -> KeyMap:
+    """The rules of one part of a tiny model, as conversion and export use them."""
+    return KeyMap(rules.of_part(part, config), part_shapes(config, part))
 
 
 def to_ours(model: TorchModel) -> dict[str, np.ndarray]:
     """Every parameter by our dotted path, part first, float32."""
     ours = {}
     for part, tensors in model.published().items():
-        rules_of_part = keymap(model.widths, part)
+        rules_of_part = keymap(model.config, part)
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         assert not compare(rules_of_part.published_shapes(), found), part
         read = rules_of_part.read(lambda name, tensors=tensors: tensors[name].numpy().astype(np.float32))
@@ -196,12 +204,12 @@ def to_ours(model: TorchModel) -> dict[str, np.ndarray]:
     return ours
 
 
-def to_published(widths: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_published(config: FaithDiffConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays by our dotted path -> by published name, each layer of a stack apart."""
     published = {}
     for part in dict.fromkeys(path.partition(".")[0] for path in arrays):
-        for entry in keymap(widths, part).entries:
+        for entry in keymap(config, part).entries:
             if f"{part}.{entry.path}" in arrays:
                 array = np.asarray(arrays[f"{part}.{entry.path}"])
-                published |= dict(keymap(widths, part).write(entry, array))
+                published |= dict(keymap(config, part).write(entry, array))
     return published
