@@ -27,9 +27,10 @@ ALLOWED = {
         "training", "models", "diffusion", "data", "weights", "sharding", "config", "inference", "files",
         "evaluation", "planning",
     },
+    "service": {"service", "inference", "weights", "files", "config"},
     "cli": {
         "cli", "data", "inference", "weights", "files", "sharding", "config", "training", "evaluation", "models",
-        "planning", "baselines",
+        "planning", "baselines", "service",
     },
 }  # fmt: skip
 
