@@ -43,6 +43,7 @@ SHIPPED = {
     "ablations/without_alignment": UNET + 1.475 + ENCODER,
     "ablations/without_pretraining": STAGE_2_TRAINS,
     "baselines/controlnet": 1250.984,
+    "baselines/controlnet_xs": 40.4,
 }
 
 

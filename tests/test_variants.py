@@ -194,7 +194,7 @@ def test_bad_choices():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("add", "alignment.kind is 'add': the published layouts have transformer and controlnet only"),
+        ("add", "alignment.kind is 'add': the published layouts have transformer, controlnet and controlnet_xs only"),
         ("last", "lq_features is 'last': the published layout has 'penultimate' only"),
     ],
 )

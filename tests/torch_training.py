@@ -31,15 +31,15 @@ from faithdiff_jax.weights.keymap import KeyMap, compare
 class TorchModel(nn.Module):
     """The networks of `training_case.model_config`; all parameters random, zero-initialised layers and norms too."""
 
-    def __init__(self, widths: tuple[int, ...]):
+    def __init__(self, widths: tuple[int, ...], resnets: int = 1):
         super().__init__()
         torch.manual_seed(0)
-        self.config = model_config(widths=widths)
+        self.config = model_config(widths=widths, resnets=resnets)
         finer = len(widths) - 1
         self.unet = diffusers.UNet2DConditionModel(
             sample_size=8,
             block_out_channels=widths,
-            layers_per_block=1,
+            layers_per_block=resnets,
             down_block_types=("DownBlock2D",) * finer + ("CrossAttnDownBlock2D",),
             up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * finer,
             transformer_layers_per_block=[2] * (finer + 1),

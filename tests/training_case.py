@@ -45,14 +45,16 @@ STAGE_2 = {
 }
 
 
-def model_config(mixing: str = "none", group: int | None = None, widths: tuple[int, ...] = (16,)) -> FaithDiffConfig:
-    """One ResNet block a level, stacks of two transformer blocks at the coarsest level alone."""
+def model_config(
+    mixing: str = "none", group: int | None = None, widths: tuple[int, ...] = (16,), resnets: int = 1
+) -> FaithDiffConfig:
+    """One ResNet block a level or more, stacks of two transformer blocks at the coarsest level alone."""
     text = {"vocab_size": TOKENIZER_VOCAB_SIZE, "width": TEXT_WIDTH, "layers": 2, "heads": 2, "end_token": END_TOKEN}
     levels = len(widths)
     return FaithDiffConfig(
         unet=UNetConfig(
             channels=widths,
-            resnets_per_level=1,
+            resnets_per_level=resnets,
             transformer_depth=(0,) * (levels - 1) + (2,),
             mid_transformer_depth=2,
             heads=(2,) * levels,

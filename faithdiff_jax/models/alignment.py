@@ -22,10 +22,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from faithdiff_jax.models.attention import attention
+from faithdiff_jax.models.controlnet_xs import ControlNetXSConfig
 from faithdiff_jax.models.layers import Layers, quick_gelu, run_block
 from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_sizes
 
-STEERING = ("controlnet",)
+STEERING = ("controlnet", "controlnet_xs")
 KINDS = ("transformer", "add", *STEERING)
 MIXINGS = ("none", "batch", "spatial")
 
@@ -35,14 +36,16 @@ class AlignmentConfig:
     """Sizes of the aligner; its width is twice the UNet's first level, its input the LQ encoder's last."""
 
     kind: str = "transformer"
-    """"transformer" for `Alignment`, "add" for `Addition`, "controlnet" for `ControlNet`; the last two ignore the other
-    fields."""
+    """"transformer" for `Alignment`, "add" for `Addition`, "controlnet" for `ControlNet`, "controlnet_xs" for
+    `ControlNetXS`; all but the first ignore the fields that are the aligner's."""
     mixing: str = "none"
     group: int | None = None
     """Samples that attend to each other under `mixing="batch"`; None for the whole batch."""
     layers: int = 2
     heads: int = 8
     norm_groups: int = 32
+    xs: ControlNetXSConfig = ControlNetXSConfig()
+    """Sizes of a ControlNet-XS."""
 
     def __post_init__(self) -> None:
         check_sizes(self, 1, MOST_LAYERS, "layers")

@@ -10,7 +10,8 @@ from faithdiff_jax.models.layers import Layers, Padding
 class ResnetBlock(nnx.Module):
     """norm, SiLU, conv, (+ time), norm, SiLU, conv, + input; a 1x1 convolution fits the input's channels if need be.
 
-    `embedding_dim` None leaves the time embedding out, as the VAE does.
+    `embedding_dim` None leaves the time embedding out, as the VAE does. `out_groups` are those of the second norm,
+    where they differ.
     """
 
     def __init__(
@@ -20,13 +21,14 @@ class ResnetBlock(nnx.Module):
         *,
         embedding_dim: int | None,
         groups: int,
+        out_groups: int | None = None,
         epsilon: float,
         make: Layers,
     ):
         self.norm1 = make.group_norm(in_channels, groups, epsilon=epsilon)
         self.conv1 = make.conv3x3(in_channels, out_channels)
         self.time_emb_proj = None if embedding_dim is None else make.linear(embedding_dim, out_channels)
-        self.norm2 = make.group_norm(out_channels, groups, epsilon=epsilon)
+        self.norm2 = make.group_norm(out_channels, out_groups or groups, epsilon=epsilon)
         self.conv2 = make.conv3x3(out_channels, out_channels)
         fits = in_channels == out_channels
         self.conv_shortcut = None if fits else make.conv1x1(in_channels, out_channels)
@@ -46,11 +48,11 @@ class ResnetBlock(nnx.Module):
 class Downsample(nnx.Module):
     """A stride-2 convolution. The UNet pads every side by one (`padding=1`), the VAE only right and bottom."""
 
-    def __init__(self, channels: int, *, padding: Padding, make: Layers):
-        self.conv = make.conv3x3(channels, channels, stride=2, padding=padding)
+    def __init__(self, channels: int, out_channels: int | None = None, *, padding: Padding, make: Layers):
+        self.conv = make.conv3x3(channels, out_channels or channels, stride=2, padding=padding)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        """(B, H, W, C) -> (B, H/2, W/2, C), halves rounded up (UNet) or down (VAE)."""
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        """(B, H, W, C) -> (B, H/2, W/2, out_channels or C), halves rounded up (UNet) or down (VAE)."""
         return self.conv(x)
 
 

@@ -90,7 +90,8 @@ class FaithDiffConfig:
             raise ValueError(
                 f"lq_features is 'hint': goes with alignment.kind {' or '.join(STEERING)}, not {self.alignment.kind!r}"
             )
-        width = self.unet.channels[0]
+        channels = self.alignment.xs.channels if self.alignment.kind == "controlnet_xs" else self.unet.channels
+        width = channels[0]
         if self.lq_encoder_config.out_channels != width:
             raise ValueError(
                 f"lq_encoder.out_channels is {self.lq_encoder_config.out_channels}: must be {width}, the width at "

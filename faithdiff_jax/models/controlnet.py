@@ -19,7 +19,7 @@ from faithdiff_jax.models.layers import Layers
 from faithdiff_jax.models.reuse import TextKeysValues, TextSource, TextSources
 from faithdiff_jax.models.steering import Steerer, Steering
 from faithdiff_jax.models.transformer import SpatialTransformer
-from faithdiff_jax.models.unet_config import UNetConfig
+from faithdiff_jax.models.unet_config import UNetConfig, skip_channels
 
 
 class EncoderCopy(Steerer):
@@ -90,7 +90,10 @@ class ControlNet(EncoderCopy):
         make = Layers(rngs, dtype, param_dtype)
         super().__init__(config, feature_channels, make=make)
         self.controlnet_down_blocks = nnx.List(
-            [make.conv1x1(width, width, zeros=True) for width in config.skip_channels]
+            [
+                make.conv1x1(width, width, zeros=True)
+                for width in skip_channels(config.channels, config.resnets_per_level)
+            ]
         )
         self.controlnet_mid_block = make.conv1x1(config.channels[-1], config.channels[-1], zeros=True)
 

@@ -21,7 +21,7 @@ from faithdiff_jax.models.layers import Layers, run_block
 from faithdiff_jax.models.reuse import NOTHING, Attended, Evaluated, Reuse, TextKeysValues, TextSource, TextSources
 from faithdiff_jax.models.steering import UNSTEERED, Steering
 from faithdiff_jax.models.transformer import SpatialTransformer
-from faithdiff_jax.models.unet_config import UNetConfig
+from faithdiff_jax.models.unet_config import UNetConfig, skip_channels
 
 
 class UNet(EncoderHalf):
@@ -38,7 +38,7 @@ class UNet(EncoderHalf):
         make = Layers(rngs, dtype, param_dtype)
         super().__init__(config, make=make)
         widths = config.channels
-        up, incoming, skips = [], widths[-1], list(config.skip_channels)
+        up, incoming, skips = [], widths[-1], skip_channels(config.channels, config.resnets_per_level)
         for level in reversed(range(len(widths))):
             resnets = []
             for _ in range(config.resnets_per_level + 1):

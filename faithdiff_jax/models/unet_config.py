@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_levels, check_sizes
 
@@ -64,9 +65,14 @@ class UNetConfig:
         """The smallest latent height or width: it leaves one pixel at the coarsest level."""
         return 1 << (len(self.channels) - 1)
 
-    @property
-    def skip_channels(self) -> tuple[int, ...]:
-        """Channels of what the way down keeps for the way up: the first convolution's result, then each block's."""
-        last = len(self.channels) - 1
-        below = ((width,) * (self.resnets_per_level + (level < last)) for level, width in enumerate(self.channels))
-        return (self.channels[0], *itertools.chain(*below))
+
+def skip_channels(channels: Sequence[int], resnets_per_level: int) -> list[int]:
+    """Channels of what a way down keeps for the way up: the first convolution's result, then each block's.
+
+    Args:
+        channels: of each level, from the finest to the coarsest.
+        resnets_per_level: each level but the coarsest ends with a change of size, which is kept as well.
+    """
+    last = len(channels) - 1
+    below = ([width] * (resnets_per_level + (level < last)) for level, width in enumerate(channels))
+    return [channels[0], *itertools.chain(*below)]

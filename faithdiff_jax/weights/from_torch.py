@@ -18,7 +18,7 @@ from faithdiff_jax.files.writing import refuse_existing
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import numbered, part_names, part_shapes
-from faithdiff_jax.weights import hub, published_configs, rules, single_file
+from faithdiff_jax.weights import hub, published_baselines, published_configs, rules, single_file
 from faithdiff_jax.weights.initialisation import initial_alignment, lq_encoder_from_vae
 from faithdiff_jax.weights.keymap import KeyMap, compare
 from faithdiff_jax.weights.model_directory import ModelDirectory
@@ -75,8 +75,8 @@ class Published:
         faithdiff: file or repository of FaithDiff's own weights; None prepares a model for training, with `sdxl`'s
             UNet, the VAE's encoder as LQ encoder and an initial aligner.
         unet: a file that holds a UNet of `sdxl`'s architecture, to take instead of `sdxl`'s; without `faithdiff`.
-        controlnet: file, folder or repository of a ControlNet for `sdxl`'s UNet, as diffusers writes it; without
-            `faithdiff`.
+        controlnet: file, folder or repository of a ControlNet or ControlNet-XS for `sdxl`'s UNet, as diffusers writes
+            it; without `faithdiff`.
         variant: which files to prefer where there are several, such as "fp16"; None for full precision.
         seed: of the initial aligner.
     """
@@ -152,9 +152,7 @@ def convert(
         name: with_text_model_names(source) if name in encoders else with_current_vae_names(source)
         for name, source in sources.items()
     }
-    config = _config(folder, vae_folder, encoders, sources)
-    if "controlnet" in files:
-        published_configs.check_controlnet(files["controlnet"].with_name("config.json"))
+    config = _config(folder, vae_folder, encoders, sources, files)
     parts = _parts(config, sources, files, published.seed)
     refuse_misfits(parts)
 
@@ -224,7 +222,11 @@ def _weights(folder: pathlib.Path, stems: tuple[str, str], variant: str | None) 
 
 
 def _config(
-    folder: pathlib.Path, vae_folder: pathlib.Path, encoders: list[str], sources: Mapping[str, TensorSource]
+    folder: pathlib.Path,
+    vae_folder: pathlib.Path,
+    encoders: list[str],
+    sources: Mapping[str, TensorSource],
+    files: Mapping[str, pathlib.Path],
 ) -> FaithDiffConfig:
     faithdiff, controlnet = sources.get("faithdiff"), sources.get("controlnet")
     tensors = {name: len(source.shapes()) for name, source in sources.items()}
@@ -239,19 +241,17 @@ def _config(
         published_configs.text_encoder_config(folder / name / "config.json", tensors[name], output=output)
         for name in encoders
     )
-    lq_features = FaithDiffConfig.lq_features
-    if controlnet is not None:
-        alignment, lq_features = AlignmentConfig(kind="controlnet"), "hint"
     schedule = published_configs.schedule_config(folder / "scheduler" / "scheduler_config.json")
     try:
         lq_encoder = None if faithdiff is None else published_configs.lq_encoder_config(faithdiff.shapes(), vae)
         if controlnet is not None:
-            lq_encoder = published_configs.hint_config(controlnet.shapes(), unet.channels[0])
+            beside = files["controlnet"].with_name("config.json")
+            alignment, lq_encoder = published_baselines.steering_config(controlnet.shapes(), beside, unet)
         return FaithDiffConfig(
             unet=unet,
             vae=vae,
             lq_encoder=lq_encoder,
-            lq_features=lq_features,
+            lq_features=FaithDiffConfig.lq_features if controlnet is None else "hint",
             alignment=alignment,
             text_encoders=text,
             schedule=schedule,

@@ -60,9 +60,9 @@ def fresh_part(
             return _drawn(config, part, seed)
         return _copied(part, "encoder.", part_shapes(config, part), stored("vae"), "this VAE's encoder")
     if config.alignment.steers:
-        own = {path: shape for path, shape in part_shapes(config, part).items() if path.startswith(ENCODER_COPY)}
-        wanted = {path.removeprefix(ENCODER_COPY): shape for path, shape in own.items()}
-        copied = _copied(part, "", wanted, stored("unet"), "this UNet")
+        own = part_shapes(config, part).items()
+        wanted = {path.removeprefix(ENCODER_COPY): shape for path, shape in own if path.startswith(ENCODER_COPY)}
+        copied = _copied(part, "", wanted, stored("unet"), "this UNet") if wanted else {}
         # Compiled, so that what is left out is never made: half of a UNet.
         drawn = jax.jit(lambda: _as_layers_start(config, part, seed, without=ENCODER_COPY))()
         rest = {path: np.asarray(array) for path, array in drawn.items()}

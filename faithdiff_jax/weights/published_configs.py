@@ -81,25 +81,15 @@ SCHEDULE_SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "trained_betas": (None, (None,)),
 }
 
-# Beside what its tensors say; its sizes are the UNet's.
-CONTROLNET_SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "_class_name": ("ControlNetModel", ("ControlNetModel",)),
-    "conditioning_channels": (3, (3,)),
-    "controlnet_conditioning_channel_order": ("rgb", ("rgb",)),
-    "global_pool_conditions": (False, (False,)),
-}
-
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # type -> whether it has transformers
 UP_BLOCKS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 LEGACY_END_TOKEN = 2
-PUBLISHED_HINT = (16, 32, 96, 256)
 MOST_TENSORS = 100_000
-_HINT_WEIGHT = re.compile(r"controlnet_cond_embedding\.(conv_in|conv_out|blocks\.([0-9]{1,2}))\.weight")
 _LQ_RESNET = re.compile(r"denoise_encoder\.down_blocks\.([0-9]{1,2})\.resnets\.([0-9]{1,2})\.conv1\.weight")
 TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
-class _Settings:
+class Settings:
     """One config file: its keys with their defaults, and every fault found in it."""
 
     def __init__(self, path: pathlib.Path):
@@ -111,9 +101,11 @@ class _Settings:
         self._data = data
 
     def get(self, key: str, default: Any = None) -> Any:
+        """A key's value, whatever it is."""
         return self._data.get(key, default)
 
     def refuse(self, key: str, value: Any, wanted: str) -> None:
+        """Note a fault."""
         self.faults.append(f"{key} is {shown(json.dumps(value))}: supported is {wanted}")
 
     def count(self, key: str, default: int | None, most: int, *, least: int = 1) -> int:
@@ -169,6 +161,7 @@ class _Settings:
         return [kinds[name] for name in types]
 
     def channels(self, default: Sequence[int]) -> tuple[int, ...]:
+        """The widths of the levels; a fault without which the others cannot be looked for."""
         value = self.get("block_out_channels", list(default))
         if (
             not isinstance(value, list)
@@ -184,6 +177,7 @@ class _Settings:
         raise InputError(f"{self.path}: {'; '.join(self.faults)}")
 
     def raise_faults(self) -> None:
+        """InputError for the faults noted before, if any."""
         if self.faults:
             raise InputError(f"{self.path}: {'; '.join(self.faults)}")
 
@@ -205,7 +199,7 @@ def unet_config(path: pathlib.Path, tensors: int = MOST_TENSORS) -> UNetConfig:
         InputError: a setting that is missing, of the wrong type, out of range or not supported; all of them at once.
     """
     layers = _most_layers(tensors)
-    file = _Settings(path)
+    file = Settings(path)
     channels = file.channels((320, 640, 1280, 1280))
     levels = len(channels)
     file.hold_to(UNET_SUPPORTED)
@@ -245,7 +239,7 @@ def unet_config(path: pathlib.Path, tensors: int = MOST_TENSORS) -> UNetConfig:
 
 def vae_config(path: pathlib.Path, tensors: int = MOST_TENSORS) -> VAEConfig:
     """`vae/config.json` of diffusers, for weights of so many `tensors`; see `unet_config`."""
-    file = _Settings(path)
+    file = Settings(path)
     channels = file.channels((64,))
     file.hold_to(VAE_SUPPORTED)
     for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
@@ -266,7 +260,7 @@ def text_encoder_config(path: pathlib.Path, tensors: int = MOST_TENSORS, *, outp
 
     SDXL takes the "penultimate" states, SD 2.1 the "final" ones.
     """
-    file = _Settings(path)
+    file = Settings(path)
     file.hold_to(TEXT_SUPPORTED)
     names = file.get("architectures") or ["CLIPTextModel"]
     if not isinstance(names, list) or len(names) != 1 or names[0] not in TEXT_CLASSES:
@@ -294,7 +288,7 @@ def text_encoder_config(path: pathlib.Path, tensors: int = MOST_TENSORS, *, outp
 
 def schedule_config(path: pathlib.Path) -> ScheduleConfig:
     """`scheduler/scheduler_config.json` of diffusers."""
-    file = _Settings(path)
+    file = Settings(path)
     file.hold_to(SCHEDULE_SUPPORTED)
     return file.build(
         lambda: ScheduleConfig(
@@ -340,34 +334,6 @@ def lq_encoder_config(shapes: Mapping[str, tuple[int, ...]], vae: VAEConfig) -> 
         resnets_per_level=resnets,
         norm_groups=vae.norm_groups if fits else EncoderConfig.norm_groups,
     )
-
-
-def check_controlnet(path: pathlib.Path) -> None:
-    """Refuse a `config.json` of a ControlNet whose pictures are not red, green, blue, or whose results are pooled.
-
-    There need not be one: all else shows in the tensors.
-    """
-    if path.is_file():
-        file = _Settings(path)
-        file.hold_to(CONTROLNET_SUPPORTED)
-        file.raise_faults()
-
-
-def hint_config(shapes: Mapping[str, tuple[int, ...]], width: int) -> EncoderConfig:
-    """The sizes of a ControlNet's own encoder of pictures from the shapes of its tensors, by published name.
-
-    Where they do not say, these are the published sizes for a UNet of this `width`, which the tensors then do not
-    have.
-    """
-    widths = {
-        match[2] or match[1]: shape[0]
-        for name, shape in shapes.items()
-        if (match := _HINT_WEIGHT.fullmatch(name)) and len(shape) == 4
-    }
-    odd = sorted(int(key) for key in widths if key.isdigit() and int(key) % 2)
-    sizes = [widths[key] for key in ("conv_in", *map(str, odd)) if key in widths]
-    channels = tuple(sizes) if 1 < len(sizes) <= MOST_LEVELS else PUBLISHED_HINT
-    return EncoderConfig(channels=channels, out_channels=widths.get("conv_out", width), norm_groups=1)
 
 
 def _most_layers(tensors: int) -> int:

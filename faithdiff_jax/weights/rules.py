@@ -19,14 +19,14 @@ def _same(kind: Kind, *names: str) -> list[Rule]:
     return [Rule(name, name, kind) for name in names]
 
 
-def _resnet(prefix: str) -> list[Rule]:
+def _resnet(prefix: str, ours: str | None = None) -> list[Rule]:
     parts = (
         _same(NORM, "norm1", "norm2") + _same(CONV, "conv1", "conv2", "conv_shortcut") + _same(LINEAR, "time_emb_proj")
     )
-    return [rule.under(prefix + ".resnets.{r}.", prefix + ".resnets.{r}.") for rule in parts]
+    return [rule.under(prefix + ".resnets.{r}.", (ours or prefix) + ".resnets.{r}.") for rule in parts]
 
 
-def _transformer(prefix: str) -> list[Rule]:
+def _transformer(prefix: str, ours: str | None = None) -> list[Rule]:
     layer = _same(NORM, "norm1", "norm2", "norm3")
     for name in ("attn1", "attn2"):
         layer += _same(LINEAR_WITHOUT_BIAS, f"{name}.to_q", f"{name}.to_k", f"{name}.to_v")
@@ -34,7 +34,7 @@ def _transformer(prefix: str) -> list[Rule]:
     layer += [Rule("ff.net.0.proj", "ff.proj_in", LINEAR), Rule("ff.net.2", "ff.proj_out", LINEAR)]
     parts = _same(NORM, "norm") + _same(LINEAR, "proj_in", "proj_out")
     parts += [rule.under("transformer_blocks.{*}.", "blocks.") for rule in layer]
-    return [rule.under(prefix + ".attentions.{a}.", prefix + ".attentions.{a}.") for rule in parts]
+    return [rule.under(prefix + ".attentions.{a}.", (ours or prefix) + ".attentions.{a}.") for rule in parts]
 
 
 def _pixel_attention() -> list[Rule]:
@@ -136,11 +136,26 @@ CONTROLNET: list[Rule] = [
     *_same(CONV, "controlnet_down_blocks.{n}", "controlnet_mid_block"),
 ]
 
+_EXCHANGE: list[Rule] = _same(CONV, "base_to_ctrl.{n}", "ctrl_to_base.{n}")
+
+CONTROLNET_XS: list[Rule] = [
+    *_same(CONV, "conv_in", "control_to_base_for_conv_in"),
+    *_same(LINEAR, "time_embedding.linear_{i}"),
+    *_resnet("down_blocks.{b}"),
+    *_transformer("down_blocks.{b}"),
+    Rule("down_blocks.{b}.downsamplers.conv", "down_blocks.{b}.resample.conv", CONV),
+    *(rule.under("down_blocks.{b}.", "down_blocks.{b}.") for rule in _EXCHANGE),
+    *_resnet("mid_block.midblock", "mid_block"),
+    *_transformer("mid_block.midblock", "mid_block"),
+    *_same(CONV, "mid_block.base_to_ctrl", "mid_block.ctrl_to_base"),
+    *(rule.under("up_connections.{b}.", "up_connections.{b}.") for rule in _EXCHANGE),
+]
+
+_HINT_OF_CONTROLNETS = [rule.under("controlnet_cond_embedding.") for rule in HINT]
+
 BASELINE_PARTS: dict[str, dict[str, list[Rule]]] = {
-    "controlnet": {
-        "lq_encoder": [rule.under("controlnet_cond_embedding.") for rule in HINT],
-        "alignment": CONTROLNET,
-    },
+    "controlnet": {"lq_encoder": _HINT_OF_CONTROLNETS, "alignment": CONTROLNET},
+    "controlnet_xs": {"lq_encoder": _HINT_OF_CONTROLNETS, "alignment": CONTROLNET_XS},
 }
 """Of each `alignment.kind` that is published by itself, with `lq_features` "hint": the parts of its file."""
 
@@ -165,7 +180,8 @@ def published_parts(config: FaithDiffConfig) -> dict[str, list[Rule]]:
     kind, features = config.alignment.kind, config.lq_features
     layouts = {AlignmentConfig.kind: FAITHDIFF_PARTS, **BASELINE_PARTS}
     if kind not in layouts:
-        raise InputError(f"alignment.kind is {kind!r}: the published layouts have {' and '.join(layouts)} only")
+        *others, last = layouts
+        raise InputError(f"alignment.kind is {kind!r}: the published layouts have {', '.join(others)} and {last} only")
     wanted = "hint" if kind in BASELINE_PARTS else FaithDiffConfig.lq_features
     if features != wanted:
         raise InputError(f"lq_features is {features!r}: the published layout has {wanted!r} only")
