@@ -57,8 +57,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--controlnet",
         metavar="PATH_OR_REPO",
-        help="a ControlNet or ControlNet-XS for the UNet, as diffusers writes it, to restore with or to train further in "
-        "FaithDiff's place: a file, a folder, owner/name or owner/name/file",
+        help="a ControlNet or ControlNet-XS for the UNet, as diffusers writes it, to restore with or to train further: "
+        "a file, a folder, owner/name or owner/name/file",
     )
     parser.add_argument(
         "--variant", metavar="NAME", help="weight files to prefer, such as fp16 (default: full precision)"
