@@ -131,20 +131,45 @@ def test_the_norm_of_each_group():
     assert {name: float(value) for name, value in norms.items()} == pytest.approx({"rest": 5, "slow": 5**0.5})
 
 
+def averaged(config: EMAConfig, values: np.ndarray) -> list[np.ndarray]:
+    """The average of each step's values, the first of which it begins with; a NaN's step is not finite."""
+    update = jax.jit(update_average, static_argnums=0)
+    average, seen = {"x": jnp.asarray(values[0])}, []
+    for step, new in enumerate(values):
+        average = update(config, average, {"x": new}, jnp.int32(step), jnp.isfinite(new).all())
+        seen.append(np.asarray(average["x"]))
+    return seen
+
+
 def test_the_moving_average():
     """decay = min(decay, (1 + s) / (10 + s)): 0.1 at first, so that what the run began with is soon forgotten."""
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((400, 5)).astype(np.float32)
-    average = expected = values[0].astype(np.float64)
-    average = {"x": jnp.asarray(values[0])}
-    update = jax.jit(update_average, static_argnums=0)
+    values = np.random.default_rng(0).standard_normal((400, 5)).astype(np.float32)
+    expected = values[0].astype(np.float64)
     for step, new in enumerate(values):
-        average = update(EMAConfig(decay=0.95), average, {"x": new}, jnp.int32(step))
         decay = min(0.95, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * new
-    np.testing.assert_allclose(average["x"], expected, atol=1e-6)
-    first = update(EMAConfig(decay=0.9999), {"x": jnp.float32(1)}, {"x": jnp.float32(2)}, jnp.int32(0))
-    assert float(first["x"]) == pytest.approx(1.9)
+    np.testing.assert_allclose(averaged(EMAConfig(decay=0.95), values)[-1], expected, atol=1e-6)
+    first = averaged(EMAConfig(decay=0.9999), np.array([[2.0]], np.float32))
+    assert first == [2.0]
+
+
+def test_the_moving_average_of_every_fourth_step():
+    values = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+    values[27] = np.nan  # step 28 is left out, and the next average is that of step 32
+    seen = averaged(EMAConfig(decay=0.9, every=4), values)
+    expected = values[0].astype(np.float64)
+    for step, new in enumerate(values):
+        if step % 4 == 3 and step != 27:
+            decay = min(0.9, (1 + step) / (10 + step)) ** 4
+            expected = decay * expected + (1 - decay) * new
+        np.testing.assert_allclose(seen[step], expected, atol=1e-6)
+
+
+def test_however_often_the_average_is_taken_it_remembers_as_long():
+    values = np.repeat(np.array([0, 1], np.float32), [200, 10])[:, None]
+    for every in (1, 5):
+        average = averaged(EMAConfig(decay=0.9, every=every), values)[-1]
+        assert average == pytest.approx(1 - 0.9**10, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +179,7 @@ def test_the_moving_average():
         ({"clip": 0}, "optimizer.clip is 0.0: must be above 0 and at most 1000000000, or null"),
         ({"beta2": 1}, "optimizer.beta2 is 1.0: must be at least 0 and below 1"),
         ({"schedule": "linear"}, "schedule is 'linear': must be one of cosine, constant"),
+        ({"momentum_dtype": "int4"}, "momentum_dtype is 'int4': must be one of float32, bfloat16, int8"),
     ],
 )
 def test_bad_settings(settings, message):

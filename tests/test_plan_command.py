@@ -211,7 +211,7 @@ def test_the_mesh_is_the_runs():
         ({"rematerialisation": "none"}, (1, 8), 1, 2, "rematerialisation=full"),
         ({"rematerialisation": "full"}, (1, 8), 1, 2, "accumulation=2"),
         ({"rematerialisation": "full"}, (8, 1), 2, 1, "mesh.data=1 mesh.fsdp=8"),
-        ({"rematerialisation": "full", "batch": 8}, (1, 8), 2, 1, "optimizer.momentum_dtype=bfloat16"),
+        ({"rematerialisation": "full", "batch": 8}, (1, 8), 2, 1, "optimizer.momentum_dtype=int8"),
     ],
 )
 def test_what_is_advised(changes, mesh, held, temporary, wanted):

@@ -30,6 +30,7 @@ from faithdiff_jax.training.distill_config import WEIGHTS, DistillConfig
 LOSSES = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
 REMATERIALISATIONS = ("none", "full", "dots")
+MOMENTS = (*DTYPES, "int8")
 SCHEDULES = ("cosine", "constant")
 FRESH = ("alignment", "lq_encoder")
 
@@ -72,7 +73,8 @@ class OptimizerConfig:
     warmup: int = 300
     schedule: str = "cosine"
     momentum_dtype: str = "float32"
-    """Of the first moment; "bfloat16" saves two bytes a trained parameter."""
+    """Of the first moment; "bfloat16" saves two bytes a trained parameter. "int8" holds both moments in 8 bits, with a
+    scale for each 64 values (see `eight_bit`), and saves six."""
 
     def __post_init__(self) -> None:
         below_one = Range(0, 1, below=True)
@@ -86,17 +88,21 @@ class OptimizerConfig:
             warmup=Range(0, STEPS.high, whole=True),
         )
         check_choice(self, "schedule", SCHEDULES)
-        check_choice(self, "momentum_dtype", DTYPES)
+        check_choice(self, "momentum_dtype", MOMENTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EMAConfig:
-    """An exponential moving average of the trained parameters; at step s the decay is min(decay, (1+s)/(10+s))."""
+    """An exponential moving average of the trained parameters; at step s the decay is min(decay, (1+s)/(10+s)).
+
+    Taken every `every` steps, with the decay to that power: what a step long ago weighs is the same.
+    """
 
     decay: float = 0.9999
+    every: int = 1
 
     def __post_init__(self) -> None:
-        check_ranges(self, decay=Range(0, 1, below=True))
+        check_ranges(self, decay=Range(0, 1, below=True), every=COUNTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

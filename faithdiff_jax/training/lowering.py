@@ -120,7 +120,7 @@ def advice(config: TrainConfig, mesh: tuple[int, int], held: int, temporary: int
     if samples > 1:
         return f"accumulation={2 * config.accumulation} halves the samples that are on a chip at once"
     if config.optimizer.momentum_dtype == "float32":
-        return "optimizer.momentum_dtype=bfloat16 saves two bytes a trained parameter"
+        return "optimizer.momentum_dtype=int8 saves six bytes a trained parameter"
     if config.ema is not None:
         return "ema=null saves four bytes a trained parameter"
     return "more chips, or --config lora, which trains less"

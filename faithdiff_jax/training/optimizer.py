@@ -6,9 +6,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from faithdiff_jax.training.config import EMAConfig, GroupConfig, TrainConfig
+from faithdiff_jax.training.eight_bit import scale_by_adam_in_8_bits
 from faithdiff_jax.training.lora import LORA_GROUP
 
 Flat = dict[str, jax.Array]
@@ -35,15 +36,15 @@ def make_optimizer(config: TrainConfig, labels: Mapping[str, str]) -> optax.Grad
     """The optax transformation for a flat dictionary of gradients; `labels` come from `assign_groups`."""
     settings = config.optimizer
 
+    betas = settings.beta1, settings.beta2, settings.epsilon
+    if settings.momentum_dtype == "int8":
+        scale_by_adam = scale_by_adam_in_8_bits(*betas)
+    else:
+        scale_by_adam = optax.scale_by_adam(*betas, mu_dtype=jnp.dtype(settings.momentum_dtype))
+
     def adamw(group: GroupConfig) -> optax.GradientTransformation:
-        return optax.adamw(
-            learning_rate(config, group),
-            b1=settings.beta1,
-            b2=settings.beta2,
-            eps=settings.epsilon,
-            weight_decay=group.weight_decay,
-            mu_dtype=jnp.dtype(settings.momentum_dtype),
-        )
+        decay, rate = optax.add_decayed_weights(group.weight_decay), learning_rate(config, group)
+        return optax.chain(scale_by_adam, decay, optax.scale_by_learning_rate(rate))
 
     groups = optax.partition({name: adamw(group) for name, group in all_groups(config).items()}, dict(labels))
     clip = optax.identity() if settings.clip is None else optax.clip_by_global_norm(settings.clip)
@@ -58,8 +59,23 @@ def group_norms(gradients: Flat, labels: Mapping[str, str]) -> dict[str, Float[A
     }
 
 
-def update_average(config: EMAConfig, average: Flat, trained: Flat, step: Int[Array, ""]) -> Flat:
-    """The moving average after `step`, counted from 0: short at first, so that it forgets the initial parameters."""
+def update_average(
+    config: EMAConfig, average: Flat, trained: Flat, step: Int[Array, ""], finite: Bool[Array, ""]
+) -> Flat:
+    """The moving average after `step`, counted from 0: short at first, so that it forgets the initial parameters.
+
+    It stays what it was after a step that was not `finite`, and between the steps that `config.every` names.
+    """
     decay = jnp.minimum(config.decay, (1.0 + step) / (10.0 + step))
-    updated: Flat = jax.tree.map(lambda kept, new: kept + (1 - decay) * (new - kept), average, trained)
-    return updated
+    if config.every > 1:
+        decay **= config.every
+
+    def updated() -> Flat:
+        return {path: kept + (1 - decay) * (trained[path] - kept) for path, kept in average.items()}
+
+    if config.every == 1:
+        return {path: jnp.where(finite, after, average[path]) for path, after in updated().items()}
+    due = finite & ((step + 1) % config.every == 0)
+    # A branch, since a selection would read and write both.
+    result: Flat = jax.lax.cond(due, updated, lambda: average)
+    return result

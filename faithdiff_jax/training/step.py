@@ -25,6 +25,7 @@ from faithdiff_jax.models.parts import Networks, numbered, unflatten
 from faithdiff_jax.models.vae import VAE
 from faithdiff_jax.sharding import batch_constraint, parameter_sharding
 from faithdiff_jax.training.config import TrainConfig
+from faithdiff_jax.training.eight_bit import is_eight_bit
 from faithdiff_jax.training.lora import merge_adapters
 from faithdiff_jax.training.losses import mean_error, picture_loss
 from faithdiff_jax.training.optimizer import (
@@ -128,7 +129,11 @@ class TrainStep:
         """Where each leaf of a state, or of a flat dict, lies: split over `fsdp` by its shape."""
         mesh = self.mesh
         assert mesh is not None
-        return jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), tree)
+
+        def place(leaf: Any) -> Any:
+            return leaf.sharding(mesh) if is_eight_bit(leaf) else parameter_sharding(mesh, leaf.shape)
+
+        return jax.tree.map(place, tree, is_leaf=is_eight_bit)
 
     def loss(
         self, trained: Flat, frozen: Flat, batch: Batch, draws: Draws
@@ -225,13 +230,13 @@ class TrainStep:
         gradients, seen = self.gradients(trained, frozen, batch, step)
         loss, norm = jnp.mean(seen["losses"]), optax.tree.norm(gradients)
         updates, optimizer = self.optimizer.update(gradients, state["optimizer"], trained)
-        new = {"trained": optax.apply_updates(trained, updates), "optimizer": optimizer}
-        if self.config.ema is not None:
-            new["ema"] = update_average(self.config.ema, state["ema"], new["trained"], step)
+        applied = optax.apply_updates(trained, updates)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        old = {key: state[key] for key in new}
+        new, old = {"trained": applied, "optimizer": optimizer}, {key: state[key] for key in ("trained", "optimizer")}
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
+        if self.config.ema is not None:
+            new["ema"] = update_average(self.config.ema, state["ema"], applied, step, finite)
         new["step"] = step + 1
         new["skipped"] = state["skipped"] + ~finite
         new["skipped_in_a_row"] = jnp.where(finite, 0, state["skipped_in_a_row"] + 1)
@@ -239,10 +244,11 @@ class TrainStep:
         metrics = {"loss": loss, "gradient_norm": norm, "skipped": new["skipped"]}
         metrics |= {"skipped_in_a_row": new["skipped_in_a_row"], **seen}
         metrics |= {f"gradient_norm/{name}": value for name, value in group_norms(gradients, self.labels).items()}
-        applied = step - state["skipped"]  # the schedule stands still with the parameters
+        taken = step - state["skipped"]  # the schedule stands still with the parameters
         groups = all_groups(self.config).items()
-        metrics |= {f"learning_rate/{name}": learning_rate(self.config, group)(applied) for name, group in groups}
-        return jax.tree.map(self._place, new), self._replicate(metrics)
+        metrics |= {f"learning_rate/{name}": learning_rate(self.config, group)(taken) for name, group in groups}
+        new = new if self.mesh is None else jax.lax.with_sharding_constraint(new, self.shardings(new))
+        return new, self._replicate(metrics)
 
     def without_rematerialisation(self) -> "TrainStep":
         """The plain step on one device in one round, whose operations are the model's own: for counting them."""
