@@ -60,6 +60,7 @@ class XlaRuntimeError(RuntimeError):
         (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), 2, "cannot be written as utf-8"),
         (ValueError("embedded null byte"), 2, "a null character"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "the connection failed: [Errno 32] Broken pipe"),
+        (RuntimeError("UNKNOWN: Gloo failed: Connection closed by peer"), 1, "a process of this run was lost: UNKNOWN"),
         (TypeError("'NoneType' is not iterable"), 70, "internal error: TypeError: 'NoneType' is not iterable; please"),
     ],
 )

@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import logging
+import multiprocessing
+import os
+import re
+import signal
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ from faithdiff_jax.data.mixture import SourceConfig
 from faithdiff_jax.data.samples import make_sample
 from faithdiff_jax.data.shard_writer import make_shards
 from faithdiff_jax.data.sources import PairFolder
+from faithdiff_jax.data.workers import WorkerError
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.images import to_float
 from faithdiff_jax.files.tokenizers import Tokenizers
@@ -203,6 +208,26 @@ def test_bad_files_are_skipped_named_once_and_replaced(photos, tokenize, caplog)
     for batch in batches:  # an epoch each; the photograph after the bad one stands in for it
         records = [bad if record == (bad + 1) % 5 else record for record in batch["index"][:, 2]]
         assert sorted(records) == sorted([bad, bad, *(set(range(5)) - {bad, (bad + 1) % 5})])
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGKILL, "data: a worker died (SIGKILL, as the system sends when memory runs out"),
+        (signal.SIGSTOP, "data: no batch came for 2 s (data.timeout): the workers hang"),
+    ],
+)
+def test_training_stops_without_its_workers(photos, tokenize, number, message):
+    """One that is killed, and one that hangs; that which a scheduler sends them is not theirs to follow."""
+    with iter(load(tokenize, SourceConfig(photos=str(photos)), workers=1)) as batches:
+        next(batches)
+        batches._loader.config = dataclasses.replace(batches._loader.config, timeout=2)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, number)
+        with pytest.raises(WorkerError, match=re.escape(message)):
+            take(batches, 10_000)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

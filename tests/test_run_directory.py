@@ -196,11 +196,12 @@ def test_every_difference_is_named(model, run_dir):
 
 FREE = {
     "mesh": {"fsdp": 1, "data": 2},
-    "data": {"workers": 3, "prefetch": 2, "bad_file_limit": 0.5},
+    "data": {"workers": 3, "prefetch": 2, "timeout": 60.0, "bad_file_limit": 0.5},
     "checkpoint": {"every": 50, "latest": 3, "keep_every": 100},
     "validation": None,
     "watch": {"every": 7, "tensorboard": False},
     "stop_after_bad_steps": 3,
+    "step_timeout": 60.0,
     "rematerialisation": "none",
 }
 

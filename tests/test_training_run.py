@@ -27,6 +27,7 @@ from training_runs import (
 )
 
 from faithdiff_jax.cli.main import run_command
+from faithdiff_jax.data.workers import WorkerError
 from faithdiff_jax.files.images import load_image
 from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.models.parts import part_names, part_shapes
@@ -234,22 +235,25 @@ def test_eight_devices_then_two_then_four(tmp_path, whole):
 
 
 def test_two_processes(tmp_path, whole, programs, start, capsys):
+    """One is told to stop: both save the same step and end; one process goes on from there."""
     run = tmp_path / "run"
     arguments = place().command(run, {"mesh": {"data": 2, "fsdp": 2}})
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     several = ["--coordinator", address, "--processes", "2", "--process-id"]
-    processes = [start([*arguments, *several, i], devices=2, cache=programs) for i in range(2)]
+    options = {"devices": 2, "use": 4, "cache": programs, "seconds": 1.5}
+    processes = [start([*arguments, *several, i], **options) for i in range(2)]
+    wait_for("step", run, processes[0])
+    processes[1].send_signal(signal.SIGUSR1)
     ended = [finish(process) for process in processes]
-    assert [code for code, _, _ in ended] == [0, 0], ended
-    assert ["6 steps done" in out for _, out, _ in ended] == [True, False]
-    assert_equal_losses(run, whole)
-    assert saved_steps(run / "checkpoints") == [2, 4, 6]
+    assert [code for code, _, _ in ended] == [130, 130], ended
+    last = saved_steps(run / "checkpoints")[-1]
+    assert 2 <= last < 6
+    assert [f"stopped after step {last} of 6" in out for _, out, _ in ended] == [True, False]
 
-    shutil.rmtree(run / "checkpoints" / "6")
     assert train(place().command(run)) == 0
-    assert "resumed at step 4 of 6" in capsys.readouterr().out
+    assert f"resumed at step {last} of 6" in capsys.readouterr().out
     assert_equal_losses(run, whole)
 
 
@@ -368,6 +372,14 @@ def test_photographs_that_vanish(tmp_path, whole, capsys):
     assert train(arguments) == 2
     assert error_line(capsys.readouterr()).endswith("no such folder")
     (tmp_path / "elsewhere").rename(photos)
+
+    def die(step, batch):
+        if step == 5:
+            raise WorkerError("data: a worker died")
+
+    assert train(arguments, change=die) == 1
+    assert error_line(capsys.readouterr()) == "error: data: a worker died"
+    assert saved_steps(run / "checkpoints") == [3, 4]
     assert train(arguments) == 0
     assert_equal_runs(run, whole)
 

@@ -36,6 +36,9 @@ _MACHINE: Mapping[int, str] = {
     errno.ENFILE: "too many open files on this machine",
 }
 
+_LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
+"""How messages of JAX begin where another process of the run is gone."""
+
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end by SIGTERM."""
@@ -87,7 +90,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
             return BAD_INPUT, "a path has a null character in it"
         case RuntimeError() if str(error).startswith(("Unable to initialize backend", "Unknown backend")):
             return BAD_INPUT, f"JAX finds no such device, see JAX_PLATFORMS{_detail(error)}"
-        case RuntimeError() if str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")):
+        case RuntimeError() if str(error).startswith(_LOST) or "closed by peer" in str(error):
             return FAILED, f"a process of this run was lost{_detail(error)}"
         case _:
             text = f"internal error: {type(error).__name__}{_detail(error)}"

@@ -4,13 +4,11 @@ What is at a position of the stream depends on the sources and the configuration
 number of processes change how fast a batch comes, never what is in it, so the saved position is one number.
 """
 
+import contextlib
 import functools
 import logging
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,11 +23,13 @@ from faithdiff_jax.data.checks import check_probability, is_whole
 from faithdiff_jax.data.mixture import Mixture, SourceConfig, check_weights
 from faithdiff_jax.data.samples import Sample, SampleConfig, make_sample
 from faithdiff_jax.data.sources import Source
+from faithdiff_jax.data.workers import lost_workers_end_it, start_worker
 from faithdiff_jax.errors import InputError, shown
 from faithdiff_jax.files.images import to_float
 
 SHARED_MEMORY = "/dev/shm"
 BATCHES, SEEDS = Range(1, 1 << 20, whole=True), Range(0, (1 << 32) - 1, whole=True)
+SECONDS = Range(0, 1_000_000, above=True)
 Tokenize = Callable[[Sequence[str]], Sequence[np.ndarray]]
 Batch = dict[str, np.ndarray]
 logger = logging.getLogger(__name__)
@@ -41,20 +41,22 @@ class DataConfig(SampleConfig):
     """The sources of the stream, how samples are cut from them, and how the stream is read.
 
     `workers` are operating system processes beside this one; 0 makes each batch when it is asked for. Each worker makes
-    whole batches, `prefetch` of them ahead. Of all records a share of up to `bad_file_limit` may turn out unreadable
-    before training stops.
+    whole batches, `prefetch` of them ahead; if none comes for `timeout` seconds, training stops. Of all records a share
+    of up to `bad_file_limit` may turn out unreadable before training stops.
     """
 
     sources: tuple[SourceConfig, ...] = ()
     workers: int = 0
     prefetch: int = 1
+    timeout: float = 600.0
     bad_file_limit: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sources:
             check_weights(self.sources)
-        check_ranges(self, workers=Range(0, 1024, whole=True), prefetch=Range(1, 1024, whole=True))
+        counts = {"workers": Range(0, 1024, whole=True), "prefetch": Range(1, 1024, whole=True)}
+        check_ranges(self, **counts, timeout=SECONDS)
         check_probability(self, "bad_file_limit")
 
 
@@ -158,7 +160,7 @@ class BatchIterator:
     """The batches from a position on, without end. `close` it, or use it in a `with`, to stop its workers.
 
     Bad records are logged as warnings, once each; with more of them than the limit, `next` raises InputError. Each
-    process counts those it has met since it was started.
+    process counts those it has met since it was started. A worker that died, or hangs, is a WorkerError.
     """
 
     def __init__(self, loader: Loader):
@@ -171,9 +173,11 @@ class BatchIterator:
         return self
 
     def __next__(self) -> Batch:
+        config = self._loader.config
         if self._batches is None:
             self._batches = iter(self._pipeline())
-        batch, bad = next(self._batches)
+        with lost_workers_end_it(config.timeout) if config.workers else contextlib.nullcontext():
+            batch, bad = next(self._batches)
         self._count(bad)
         self._position += self._loader.batch
         # Arrays from a worker lie in shared memory, which an array that outlives its iterator would still hold at exit.
@@ -241,7 +245,7 @@ class BatchIterator:
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         dataset = grain.MapDataset.source(source).to_iter_dataset(options)
         workers = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=config.prefetch)
-        return dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
+        return dataset.mp_prefetch(workers, worker_init_fn=start_worker)
 
     def _count(self, bad: Sequence[BadRecord]) -> None:
         for record in bad:
@@ -285,22 +289,6 @@ def _stack_floats(images: Sequence[np.ndarray]) -> np.ndarray:
     for row, image in zip(stack, images, strict=True):
         cv2.LUT(image, _FLOAT_LEVELS, dst=row)
     return stack
-
-
-def _start_worker(number: int, count: int) -> None:
-    """Prepare a worker process: it has a core to itself, leaves Ctrl-C to the main process, and ends with it."""
-    cv2.setNumThreads(0)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A main process that is killed cannot stop its workers: they would hold their memory for ever.
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
-
-
-def _end_with_main_process() -> None:
-    main_process = multiprocessing.parent_process()
-    if main_process is not None:
-        main_process.join()
-        os._exit(1)
 
 
 def _check_memory(config: DataConfig, local_batch: int) -> None:

@@ -21,7 +21,7 @@ from faithdiff_jax.config import (
     override,
     shown,
 )
-from faithdiff_jax.data.loader import DataConfig
+from faithdiff_jax.data.loader import SECONDS, DataConfig
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.metrics.names import metric_info
 from faithdiff_jax.inference.options import RestoreOptions
@@ -278,6 +278,9 @@ class TrainConfig:
     watch: WatchConfig = WatchConfig()
     stop_after_bad_steps: int = 10
     """Steps in a row whose loss or gradients are not finite; each is left out, this many end the run."""
+    step_timeout: float | None = None
+    """Seconds after which a step that has not ended, its batch included, ends the run with the stacks of all threads.
+    None for no limit; the first step, which compiles, validation and checkpoints have none."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -288,6 +291,7 @@ class TrainConfig:
             seed=SEEDS,
             noise_offset=Range(0, 10),
             stop_after_bad_steps=COUNTS,
+            step_timeout=dataclasses.replace(SECONDS, optional=True),
         )
         if not self.groups and self.lora is None:
             raise ValueError("groups is empty: at least one group of parameters must train")
@@ -307,8 +311,8 @@ class TrainConfig:
 
 # What a resumed run may change: none of it bears on the parameters that come out.
 FREE_TO_CHANGE = (
-    "mesh", "data.workers", "data.prefetch", "data.bad_file_limit", "checkpoint", "validation", "watch",
-    "stop_after_bad_steps", "rematerialisation",
+    "mesh", "data.workers", "data.prefetch", "data.timeout", "data.bad_file_limit", "checkpoint", "validation", "watch",
+    "stop_after_bad_steps", "step_timeout", "rematerialisation",
 )  # fmt: skip
 
 

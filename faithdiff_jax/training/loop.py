@@ -10,16 +10,14 @@ holds a whole checkpoint to resume from, bit for bit as if it had not stopped.
 import contextlib
 import logging
 import pathlib
-import signal
-import threading
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 
 from faithdiff_jax.data.loader import BatchIterator
+from faithdiff_jax.data.workers import WorkerError
 from faithdiff_jax.errors import InputError, RunError
 from faithdiff_jax.planning import flops
 from faithdiff_jax.sharding import placed_shapes
@@ -40,13 +38,11 @@ from faithdiff_jax.training.profile import Profile
 from faithdiff_jax.training.reporting import Watch, timed
 from faithdiff_jax.training.run_directory import RunDirectory, open_run
 from faithdiff_jax.training.step import State, TrainStep
+from faithdiff_jax.training.stopping import DataWait, StopSignals, Watchdog
 from faithdiff_jax.training.validation import Validation
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
 log = logging.getLogger("faithdiff_jax")
-
-# With several processes, how often they ask each other whether one was told to stop.
-ASK_EVERY = 10
 
 # How many steps are done, and the metrics of the last of them.
 Reported = tuple[int, dict[str, jax.Array]]
@@ -77,7 +73,7 @@ def train(
         RunError: too many steps in a row were not finite.
         KeyboardInterrupt: told to stop before the first step, when there is nothing to save.
     """
-    with _StopSignals() as stop:
+    with StopSignals() as stop:
         return _train(config, pathlib.Path(model_dir), output, resume, Profile(profile), stop)
 
 
@@ -87,7 +83,7 @@ def _train(
     output: pathlib.Path | str,
     resume: str,
     profile: Profile,
-    stop: "_StopSignals",
+    stop: StopSignals,
 ) -> int:
     is_main = jax.process_index() == 0
     prepared = prepare(config, model_dir)
@@ -180,24 +176,27 @@ class _Run:
         self.step, self.frozen, self.batches = step, frozen, batches
         self.checkpoints, self.watch, self.validation, self.directory = checkpoints, watch, validation, directory
         self.config = step.config
+        self.watchdog, self.data_wait = Watchdog(self.config.step_timeout), DataWait()
 
-    def go(self, state: State, first: int, stop: "_StopSignals") -> int:
+    def go(self, state: State, first: int, stop: StopSignals) -> int:
         """Take steps from `first` on; returns how many are done in all, the last of them saved."""
         config, done = self.config, first
         unreported: Reported | None = None
         position = self.batches.get_state()
         try:
-            while done < config.steps and not self._told_to_stop(stop, done):
-                batch = self._batch()
-                position = self.batches.get_state()
-                self.profile.before()
-                with timed("compiling the training step") if done == first else contextlib.nullcontext():
-                    state, metrics = self.step.run(state, self.frozen, batch)
-                self.profile.after(metrics)
-                done += 1
-                # The step before this one is reported while this one is computed.
-                before, unreported = unreported, (done, metrics)
-                self._report(before)
+            while done < config.steps and not stop.at(done):
+                compiles = done == first  # however long that takes
+                with contextlib.nullcontext() if compiles else self.watchdog.over(f"step {done + 1}"):
+                    batch = self._batch()
+                    position = self.batches.get_state()
+                    self.profile.before()
+                    with timed("compiling the training step") if compiles else contextlib.nullcontext():
+                        state, metrics = self.step.run(state, self.frozen, batch)
+                    self.profile.after(metrics)
+                    done += 1
+                    # The step before this one is reported while this one is computed.
+                    before, unreported = unreported, (done, metrics)
+                    self._report(before)
                 if self.checkpoints.due(done):
                     self._save(done, state, position)
                 self._note_saved()
@@ -205,13 +204,14 @@ class _Run:
                     self._validate(done, state)
             before, unreported = unreported, None
             self._report(before)
-        except InputError:
-            # The data failed, or the disk: what is done is kept if it can be.
-            with contextlib.suppress(InputError, RunError):
-                self._report(unreported)
-            with contextlib.suppress(InputError, RunError):
-                self._save(done, state, position)
-                self.checkpoints.wait()
+        except (InputError, WorkerError):
+            # The data failed, or the disk: what is done is kept if it can be. Other processes would not come to save.
+            if jax.process_count() == 1:
+                with contextlib.suppress(InputError, RunError):
+                    self._report(unreported)
+                with contextlib.suppress(InputError, RunError):
+                    self._save(done, state, position)
+                    self.checkpoints.wait()
             raise
         if done > first:
             self._save(done, state, position)
@@ -237,14 +237,18 @@ class _Run:
 
     def _batch(self) -> dict[str, jax.Array]:
         assert self.step.mesh is not None
-        return placed_batch(next(self.batches), self.step.mesh, self.config.batch)
+        with self.data_wait.measured():
+            batch = next(self.batches)
+        return placed_batch(batch, self.step.mesh, self.config.batch)
 
     def _report(self, reported: Reported | None) -> None:
         if reported is None:
             return
         step, metrics = reported
         values = jax.device_get(metrics)
-        self.watch.update(step, {name: value if value.ndim else value.item() for name, value in values.items()})
+        waited = self.data_wait.shared() if step % self.config.watch.every == 0 else {}
+        scalars = {name: value if value.ndim else value.item() for name, value in values.items()}
+        self.watch.update(step, scalars | waited)
         if values["skipped_in_a_row"] >= self.config.stop_after_bad_steps:
             raise RunError(
                 f"step {step}: loss or gradients were not finite {values['skipped_in_a_row']} times in a row; none of "
@@ -256,41 +260,6 @@ class _Run:
         with self.watch.pause():
             scores, picture = self.validation.run(inference_params(self.config, state, self.frozen))
             self.watch.validation(step, scores, picture)
-
-    def _told_to_stop(self, stop: "_StopSignals", done: int) -> bool:
-        """Whether this process, or with several of them any, was told to stop."""
-        if jax.process_count() == 1:
-            return stop.told
-        if done % ASK_EVERY:
-            return False
-        return bool(np.any(multihost_utils.process_allgather(np.array(stop.told))))
-
-
-class _StopSignals:
-    """SIGTERM and Ctrl-C while the block runs: they interrupt the start of a run, and let a step under way finish.
-
-    A second Ctrl-C interrupts at once.
-    """
-
-    def __init__(self) -> None:
-        self.told = self.running = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopSignals":
-        # Signals reach the main thread only, and only there may handlers be set.
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if not self.running or (self.told and number == signal.SIGINT):
-            raise KeyboardInterrupt
-        self.told = True
-        log.info("told to stop (%s): finishing this step and saving", signal.Signals(number).name)
 
 
 def _meet(name: str) -> None:
