@@ -21,6 +21,8 @@ DTYPES = ("auto", "float32", "bfloat16")
 EIGHT_BITS = ("int8", "fp8")
 """`models.quantization.FORMATS`, which takes JAX to import."""
 LARGEST_SEED = 2**32 - 1
+LARGEST_SIDE = 16384
+"""Of a picture that is named by its size."""
 
 
 def _reader(read: Callable[[str], Value]) -> Callable[[str], Value]:
@@ -155,3 +157,13 @@ def address(text: str) -> str:
     if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r}: must be HOST:PORT, such as 10.0.0.1:1234")
     return text
+
+
+def pixels(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT of a picture."""
+    sides = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
+    if not sides or not all(1 <= int(side) <= LARGEST_SIDE for side in sides.groups()):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be WIDTHxHEIGHT in pixels, up to {LARGEST_SIDE}, as 1024x1024"
+        )
+    return int(sides[1]), int(sides[2])

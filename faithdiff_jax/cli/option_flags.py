@@ -7,9 +7,11 @@ import pathlib
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from faithdiff_jax import SMALL_MODEL
 from faithdiff_jax.cli import arguments as types
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.about import WHOLE_NUMBERS
+from faithdiff_jax.inference.options import RestoreOptions
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -82,6 +84,21 @@ def given_options(arguments: argparse.Namespace, options: type) -> dict[str, Any
     return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
+def model_options(arguments: argparse.Namespace) -> tuple[RestoreOptions, "ModelDirectory"]:
+    """The model's defaults with the flags that were given, checked against the model; and the model, opened."""
+    from faithdiff_jax.inference.loading import chosen, default_options, preset_options
+    from faithdiff_jax.weights.model_directory import ModelDirectory
+
+    given = given_options(arguments, RestoreOptions)
+    RestoreOptions(**given)  # flags out of their range are told before anything is read
+    stored = ModelDirectory.open(arguments.model or SMALL_MODEL)
+    preset = arguments.preset
+    options = default_options(stored) if preset is None else chosen(preset_options(stored), preset)
+    options = options.replace(**given)
+    options.check_against(stored.config)
+    return options, stored
+
+
 def lora_files(arguments: argparse.Namespace, stored: "ModelDirectory") -> dict[str, float]:
     """LoRA files and their weights; that they are for this model is seen before the model is read."""
     loras = dict(arguments.lora)
@@ -107,13 +124,24 @@ def load_model(
     stored: "ModelDirectory", arguments: argparse.Namespace, mesh: "Mesh | None", loras: dict[str, float]
 ) -> "FaithDiff":
     """The model as the flags of `add_model_flags` ask for it."""
-    import jax
-
     from faithdiff_jax.inference.pipeline import FaithDiff
 
-    if arguments.cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(arguments.cache).expanduser()))
-        # JAX's own second leaves out most programs of a small model, which a folder of sizes compiles by the dozen.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    use_cache(arguments.cache)
     dtype = None if arguments.dtype == "auto" else arguments.dtype
     return FaithDiff.load(stored, dtype=dtype, mesh=mesh, loras=loras, quantized=arguments.quantized)
+
+
+def use_cache(folder: str) -> None:
+    """Keep compiled programs in a folder, and take them from there; "" for not at all."""
+    import jax
+
+    from faithdiff_jax.inference import executables
+
+    if not folder:
+        return
+    path = pathlib.Path(folder).expanduser()
+    executables.keep_in(path / "executables")
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(path))
+        # JAX's own second leaves out what is compiled operation by operation.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -25,7 +25,6 @@ arithmetic, traffic, and by a model of the chips time. The program is compiled b
 "faithdiff-jax[tpu]"), up to where every buffer has its place; that takes minutes at full size. Without --topology and
 --gpu, nothing is compiled, and parameters and FLOPs are counted."""
 
-LARGEST_SIDE = 16384
 MOST_ACCUMULATION = 64
 
 
@@ -43,7 +42,7 @@ def build_parser() -> Parser:
     what.add_argument(
         "--restore",
         metavar="WIDTHxHEIGHT",
-        type=_size,
+        type=types.pixels,
         help="the restoration of a picture of so many pixels, on one chip",
     )
     where = parser.add_mutually_exclusive_group()
@@ -255,15 +254,3 @@ def settings(config: "TrainConfig", model: Any, count: int) -> Iterator[Sequence
         yield (
             f"mesh.data={data}", f"mesh.fsdp={fsdp}", f"accumulation={accumulation}", f"rematerialisation={kept}",
         )  # fmt: skip
-
-
-def _size(text: str) -> tuple[int, int]:
-    """WIDTHxHEIGHT in pixels."""
-    sides = text.split("x")
-    if len(sides) != 2 or not all(
-        side.isascii() and side.isdigit() and 1 <= int(side) <= LARGEST_SIDE for side in sides
-    ):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: must be WIDTHxHEIGHT in pixels, up to {LARGEST_SIDE}, as 1024x1024"
-        )
-    return int(sides[0]), int(sides[1])

@@ -10,11 +10,10 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from faithdiff_jax import SMALL_MODEL
 from faithdiff_jax.cli import describe
 from faithdiff_jax.cli.command import Parser, report_faults
 from faithdiff_jax.cli.jobs import Job, plan_jobs
-from faithdiff_jax.cli.option_flags import given_options, load_model, lora_files, mesh_of
+from faithdiff_jax.cli.option_flags import load_model, lora_files, mesh_of, model_options
 from faithdiff_jax.cli.progress import log_above_the_bar
 from faithdiff_jax.cli.restore_flags import add_flags
 from faithdiff_jax.cli.restore_records import choose
@@ -39,7 +38,7 @@ def build_parser() -> Parser:
 def run(arguments: argparse.Namespace) -> int:
     """Restore every picture that has no output yet; bad ones are listed at the end; the exit code is the worst."""
     _check_companions(arguments)
-    options, stored = _options(arguments)
+    options, stored = model_options(arguments)
     if arguments.attribute:
         options.check_attribution()
     mesh = mesh_of(arguments.mesh)
@@ -98,21 +97,6 @@ def _made(folder: pathlib.Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # somebody put something in
                 folder.rmdir()
         raise
-
-
-def _options(arguments: argparse.Namespace) -> tuple[RestoreOptions, "ModelDirectory"]:
-    """The model's defaults with the flags that were given, checked against the model; and the model, opened."""
-    from faithdiff_jax.inference.loading import chosen, default_options, preset_options
-    from faithdiff_jax.weights.model_directory import ModelDirectory
-
-    given = given_options(arguments, RestoreOptions)
-    RestoreOptions(**given)  # flags out of their range are told before anything is read
-    stored = ModelDirectory.open(arguments.model or SMALL_MODEL)
-    preset = arguments.preset
-    options = default_options(stored) if preset is None else chosen(preset_options(stored), preset)
-    options = options.replace(**given)
-    options.check_against(stored.config)
-    return options, stored
 
 
 def _check_companions(arguments: argparse.Namespace) -> None:

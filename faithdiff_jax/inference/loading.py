@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from faithdiff_jax.config import from_dict
 from faithdiff_jax.errors import InputError, shown
 from faithdiff_jax.inference.options import RestoreOptions
-from faithdiff_jax.models.parts import Params, part_names, part_shapes
-from faithdiff_jax.models.quantization import is_quantized, quantize
+from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.parts import Params, part_names, part_shapes, unflatten
+from faithdiff_jax.models.quantization import is_quantized, quantize, quantized_shape
 from faithdiff_jax.sharding import parameter_sharding
 from faithdiff_jax.weights.lora_files import LoRAFile
 from faithdiff_jax.weights.model_directory import ModelDirectory
@@ -101,6 +102,19 @@ def load_parameters(
 
         params[part] = stored.load(part, dtype=dtype, sharding=sharding, finish=finish)
     return params
+
+
+def shaped_parameters(
+    config: FaithDiffConfig, part: str, dtype: Any, shaped: Callable[..., Any], quantized: str | None = None
+) -> Params:
+    """A part's parameters as shapes, each made by `shaped(shape, dtype)`; laid out as `load_parameters` gives them."""
+
+    def parameter(path: str, shape: tuple[int, ...]) -> Any:
+        if quantized is not None and is_quantized(part, path, shape):
+            return quantized_shape(shape, quantized, dtype, shaped)
+        return shaped(shape, dtype)
+
+    return unflatten({path: parameter(path, shape) for path, shape in part_shapes(config, part).items()})
 
 
 def model_files(names: Collection[str]) -> list[str]:

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan, Text, plan_sampling
+from faithdiff_jax.inference.loading import shaped_parameters
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.models.backend import trace_for
 from faithdiff_jax.models.config import FaithDiffConfig
-from faithdiff_jax.models.parts import part_shapes, unflatten
-from faithdiff_jax.models.quantization import is_quantized, quantized_shape
 from faithdiff_jax.planning import flops
 from faithdiff_jax.sharding import bytes_on_device
 
@@ -62,16 +61,7 @@ class PlannedRestoration:
         """Parameters and arrays, each made by `shaped(shape, dtype)`."""
         model, plan = self.model, self.plan
         height, width = (side // model.vae.factor for side in self.size)
-
-        def parameter(part: str, path: str, shape: tuple[int, ...]) -> Any:
-            if self.quantized is not None and is_quantized(part, path, shape):
-                return quantized_shape(shape, self.quantized, self.dtype, shaped)
-            return shaped(shape, self.dtype)
-
-        params = {
-            part: unflatten({path: parameter(part, path, shape) for path, shape in part_shapes(model, part).items()})
-            for part in PARTS
-        }
+        params = {part: shaped_parameters(model, part, self.dtype, shaped, self.quantized) for part in PARTS}
         latents = shaped((1, height, width, model.vae.latent_channels), jnp.float32)
         pooled = model.unet.pooled_dim
         text = Text(

@@ -112,7 +112,7 @@ class FaithDiff:
         """
         stored = path if isinstance(path, ModelDirectory) else ModelDirectory.open(pathlib.Path(path))
         defaults, presets = default_options(stored), preset_options(stored)
-        dtype = jnp.dtype(dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16))
+        dtype = jnp.dtype(dtype or cls.default_dtype())
         if quantized is not None:
             check_format(quantized)
         opened = open_loras(loras or {}, stored)
@@ -140,6 +140,11 @@ class FaithDiff:
         """
         folder = local_folder(os.fspath(name), model_files)
         return cls.load(folder, dtype=dtype, mesh=mesh, loras=loras, quantized=quantized)
+
+    @staticmethod
+    def default_dtype() -> Any:
+        """What a model is held and computes in unless another is asked for: bfloat16, on CPU float32."""
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
     def preset(self, name: str) -> RestoreOptions:
         """The options of one of `presets`, for `restore`; InputError for a name that there is not."""

@@ -5,6 +5,7 @@ Parameters are passed in, so that a program works on any of the right shapes: lo
 
 import collections
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
@@ -17,6 +18,7 @@ from jaxtyping import Array
 
 from faithdiff_jax.diffusion import schedule
 from faithdiff_jax.diffusion.sampler import Carry
+from faithdiff_jax.inference import executables
 from faithdiff_jax.inference.color import fix_color
 from faithdiff_jax.inference.denoise import advance, begin, denoise, denoise_and_attribute
 from faithdiff_jax.inference.evaluations import Evaluation
@@ -50,6 +52,7 @@ class Program(Generic[Result]):
         kept: int = SIZES_KEPT,
         static: tuple[int, ...] = (),
         describe: Callable[..., str] | None = None,
+        identity: str | None = None,
     ):
         """Wrap a function.
 
@@ -59,11 +62,14 @@ class Program(Generic[Result]):
             static: positions of arguments that are not arrays; hashable.
             describe: names the program to people, from its arguments: "the decoder for 512x512 pixels". What has no
                 name compiles without a word.
+            identity: what the function is made of beside its arguments, in words; with it, what is compiled is kept
+                for other processes where `executables.keep_in` says.
         """
         self.function = function
         self._kept = kept
         self._static = static
         self._describe = describe
+        self._identity = identity
         self._lock = threading.Lock()
         self._compiled: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 
@@ -72,7 +78,7 @@ class Program(Generic[Result]):
         key = self._key(arguments)
         with self._lock:  # rows of a picture are written, and their colours fixed, on a thread
             known = self._compiled.get(key)
-            if known is None:
+            if known is None or (executables.compiles_only() and not isinstance(known, _Executable)):
                 return self._first(key, arguments)
             self._compiled.move_to_end(key)
         result: Result = known(*arguments)
@@ -82,11 +88,31 @@ class Program(Generic[Result]):
         while len(self._compiled) >= self._kept:
             _, oldest = self._compiled.popitem(last=False)
             oldest.clear_cache()
-        jitted = self._jit()
-        with self._said(arguments):
-            result: Result = jitted(*arguments)
-        self._compiled[key] = jitted
+        program = self._stored(arguments)
+        if program is not None:
+            result: Result = program(*arguments)
+        else:
+            program = self._jit()
+            with self._said(arguments):
+                result = program(*arguments)
+        self._compiled[key] = program
         return result
+
+    def _stored(self, arguments: tuple[Any, ...]) -> "_Executable | None":
+        """The program from the folder of executables, put there now if it was not; None where there is no folder."""
+        store, compile_only = executables.kept(), executables.compiles_only()
+        if self._identity is None or (store is None and not compile_only):
+            return None
+        static = [arguments[i] for i in self._static]
+        arrays = [argument for i, argument in enumerate(arguments) if i not in self._static]
+        key = executables.key_of(self.function.__name__, self._identity, arrays, static)
+        compiled = None if store is None else store.load(key)
+        if compiled is None:
+            with self._said(arguments):
+                compiled = self.lower(*arguments).compile()
+            if store is not None:
+                store.save(key, compiled)
+        return _Executable(compiled, self._static)
 
     def lower(self, *arguments: Any) -> jax.stages.Lowered:
         """What `jax.jit(...).lower` gives: for reading memory and FLOPs without running anything."""
@@ -117,6 +143,22 @@ class Program(Generic[Result]):
         if self._describe is None:
             return contextlib.nullcontext()
         return long_task(f"compiling {self._describe(*arguments)}", "the first picture of a size takes longer")
+
+
+class _Executable:
+    """A compiled program, called with all arguments as its jitted function is."""
+
+    def __init__(self, compiled: jax.stages.Compiled, static: tuple[int, ...]):
+        self._compiled = compiled
+        self._static = static
+
+    def __call__(self, *arguments: Any) -> Any:
+        if executables.compiles_only():
+            return executables.zeros(self._compiled)
+        return self._compiled(*[argument for i, argument in enumerate(arguments) if i not in self._static])
+
+    def clear_cache(self) -> None:
+        """Nothing: the machine code goes with this object, and nobody else has it."""
 
 
 class Programs:
@@ -200,22 +242,29 @@ class Programs:
         def of_tiles(_: Params, plan: SamplingPlan, *more: Any) -> str:
             return f"the denoiser for a tile of {_pixels((1, *plan.tile, 1), factor)}"
 
-        self.encode_lq = Program(encode_lq, kept=TILE_SIZES_KEPT, describe=of_images("LQ encoder"))
-        self.moments = Program(moments, kept=TILE_SIZES_KEPT, describe=of_images("VAE encoder"))
-        self.draw = Program(draw)
-        self.decode = Program(
+        program = functools.partial(Program, identity=_identity(config, dtype, mesh))
+        self.encode_lq = program(encode_lq, kept=TILE_SIZES_KEPT, describe=of_images("LQ encoder"))
+        self.moments = program(moments, kept=TILE_SIZES_KEPT, describe=of_images("VAE encoder"))
+        self.draw = program(draw)
+        self.decode = program(
             decode, kept=TILE_SIZES_KEPT, describe=lambda _, x: f"the decoder for {_pixels(x.shape, factor)}"
         )
-        self.encode_text = Program(encode_text)
-        self.predict_noise = Program(predict_noise)
-        self.sample = Program(sample, static=(1,), describe=of_sampling)
-        self.attribute = Program(attribute, static=(1,), describe=of_sampling)
-        self.begin = Program(start, static=(1,))
-        self.advance = Program(walk, static=(1,), describe=of_sampling)
-        self.predict_cut = Program(predict_cut, static=(1, 2), describe=of_tiles)
-        self.join = Program(join)
-        self.normal = Program(normal, kept=2 * SIZES_KEPT, static=(1,))  # two shapes a picture with "ddpm"
-        self.fix_color = Program(fix_color, static=(2, 3))
+        self.encode_text = program(encode_text)
+        self.predict_noise = program(predict_noise)
+        self.sample = program(sample, static=(1,), describe=of_sampling)
+        self.attribute = program(attribute, static=(1,), describe=of_sampling)
+        self.begin = program(start, static=(1,))
+        self.advance = program(walk, static=(1,), describe=of_sampling)
+        self.predict_cut = program(predict_cut, static=(1, 2), describe=of_tiles)
+        self.join = program(join)
+        self.normal = program(normal, kept=2 * SIZES_KEPT, static=(1,))  # two shapes a picture with "ddpm"
+        self.fix_color = program(fix_color, static=(2, 3))
+
+
+def _identity(config: FaithDiffConfig, dtype: Any, mesh: Mesh | None) -> str:
+    """What the functions of a model close over, in words."""
+    devices = None if mesh is None else [device.id for device in mesh.devices.flat]
+    return "\n".join(map(str, (config, jnp.dtype(dtype), mesh, devices)))
 
 
 def _pixels(shape: tuple[int, ...], factor: int) -> str:

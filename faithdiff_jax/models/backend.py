@@ -13,6 +13,7 @@ Value = TypeVar("Value")
 PLATFORMS = ("cuda", "rocm", "tpu", "cpu")
 
 _traced_for: contextvars.ContextVar[str | None] = contextvars.ContextVar("traced_for", default=None)
+_forced: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("forced", default=())
 
 
 def platform() -> str:
@@ -39,9 +40,15 @@ def trace_for(name: str) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def setting(variable: contextvars.ContextVar[Value], value: Value) -> Iterator[None]:
-    """Give a context variable a value for the time of a `with` block."""
-    token = variable.set(value)
+    """Give a context variable, which changes what is traced, a value for the time of a `with` block."""
+    token, others = variable.set(value), _forced.set((*_forced.get(), f"{variable.name}={value}"))
     try:
         yield
     finally:
+        _forced.reset(others)
         variable.reset(token)
+
+
+def forced() -> tuple[str, ...]:
+    """The choices that `setting` makes at this moment: a program traced now is another one than without them."""
+    return _forced.get()
