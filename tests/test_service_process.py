@@ -44,7 +44,7 @@ class Slow(Steps):
 
 restoration.restore_all = Slow()
 serve.load_model = lambda *given: stub_model()
-sys.exit(run_command("serve", ["--port", "0", *sys.argv[1:]]))
+sys.exit(run_command("serve", ["--no-page", "--port", "0", *sys.argv[1:]]))
 """
 
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "restore": Command("faithdiff_jax.cli.restore", "restore a photograph, or a folder of them"),
     "convert": Command("faithdiff_jax.cli.convert", "make a model directory of published weights or of a run"),
     "compile": Command("faithdiff_jax.cli.compile", "compile beforehand what restoring pictures of some sizes takes"),
-    "serve": Command("faithdiff_jax.cli.serve", "restore photographs for others: an HTTP API"),
+    "serve": Command("faithdiff_jax.cli.serve", "restore photographs for others: an HTTP API and a page"),
     "train": Command("faithdiff_jax.cli.train", "train a model, or resume a run"),
     "caption": Command("faithdiff_jax.cli.caption", "describe photographs with a vision-language model"),
     "pairs": Command("faithdiff_jax.cli.pairs", "degrade photographs into a fixed set of training pairs"),

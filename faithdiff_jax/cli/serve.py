@@ -1,6 +1,7 @@
-"""`faithdiff serve`: one loaded model behind an HTTP API."""
+"""`faithdiff serve`: one loaded model behind an HTTP API and a page."""
 
 import argparse
+import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,8 @@ from faithdiff_jax.service.settings import ServiceOptions
 if TYPE_CHECKING:
     from faithdiff_jax.service.service import Describe
 
-DESCRIPTION = """Restore photographs for others: an HTTP API before one loaded model. Needs
-pip install "faithdiff-jax[serve]"."""
+DESCRIPTION = """Restore photographs for others: an HTTP API and a page in the browser, before one loaded model. Needs
+pip install "faithdiff-jax[serve]", and for the page "faithdiff-jax[serve,page]"."""
 TOKEN = "FAITHDIFF_TOKEN"
 OWN = ("batch", "multiple")
 """Options of a restoration that the service chooses: they say how much it does at once, and how often it compiles."""
@@ -41,6 +42,7 @@ def build_parser() -> Parser:
         type=types.nonempty,
         help="have pictures described when asked to: any image-text-to-text model, kept in memory too",
     )
+    parser.add_argument("--no-page", action="store_true", help="the API alone")
     add_option_flags(parser.add_argument_group("the service"), ServiceOptions)
     group = parser.add_argument_group(
         "options of a restoration", "Requests choose all others; the model directory has their defaults."
@@ -56,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int | None:
         given["token"] = os.environ[TOKEN]
     settings, own = ServiceOptions(**given), given_options(arguments, RestoreOptions)
     RestoreOptions(**own)  # told before anything is read
+    page = not arguments.no_page and importlib.util.find_spec("gradio") is not None
     _require_framework()
 
     from faithdiff_jax.inference.loading import default_options, preset_options
@@ -77,7 +80,11 @@ def run(arguments: argparse.Namespace) -> int | None:
         service = Service(model, settings, making, _explained, own=own, describe=describe)
         with service.running():
             app = build_app(service)
-            greeting = f"serving {stored.path} at {url_of(made)}docs"
+            if page:
+                from faithdiff_jax.service.page import mount
+
+                app = mount(app, service)
+            greeting = f"serving {stored.path} at {url_of(made)}{'' if page else 'docs'}"
             if not settings.loopback and settings.token is None:
                 _say("anybody who reaches this address can use it: --token keeps others out")
             serve(Guard(app, settings), service, made, greeting, _say)

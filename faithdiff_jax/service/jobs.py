@@ -46,6 +46,7 @@ class Job:
         preview: JPEG of what it looked like after `preview_step`.
         preview_wanted: whether somebody asks for a newer one.
         stopped: whether it is to end at the next step.
+        shown: files of it that the page shows.
         fetched: whether somebody has the result.
         since: when it came into its state, in seconds of `time.monotonic`.
     """
@@ -69,6 +70,7 @@ class Job:
     preview_step: int = 0
     preview_wanted: bool = False
     stopped: bool = False
+    shown: list[pathlib.Path] = dataclasses.field(default_factory=list)
     fetched: bool = False
     since: float = dataclasses.field(default_factory=time.monotonic)
 
@@ -98,5 +100,6 @@ class Job:
     def remove_files(self) -> None:
         """Remove what the private folder has of it."""
         self.source.unlink(missing_ok=True)
-        self.target.unlink(missing_ok=True)
+        for path in (self.target, *self.shown):
+            path.unlink(missing_ok=True)
         self.preview = None
