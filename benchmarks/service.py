@@ -133,9 +133,8 @@ def main() -> None:
         next(line for line in lines if line.startswith("serving ")).rpartition(" at ")[2].strip().removesuffix("docs")
     )
     sent = pictures(given.pictures, given.least, given.most)
-    print(
-        f"\n{given.pictures} pictures of {given.least} to {given.most} pixels a side and {given.bad} bad requests at once"
-    )
+    sides = f"{given.least} to {given.most} pixels a side"
+    print(f"\n{given.pictures} pictures of {sides} and {given.bad} bad requests at once")
     print(f"faithdiff serve {given.flags}\n")
     print("| round | answered | refused as they must be | s | pictures a minute | s each: median, longest | MB |")
     print("|---|---|---|---|---|---|---|")
