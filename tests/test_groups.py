@@ -44,6 +44,7 @@ SHIPPED = {
     "ablations/without_pretraining": STAGE_2_TRAINS,
     "baselines/controlnet": 1250.984,
     "baselines/controlnet_xs": 40.4,
+    "baselines/sft": 1333.8,
 }
 
 

@@ -96,7 +96,7 @@ def steps(name: str) -> tuple[dict[str, np.ndarray], list[Record], Ours]:
     initial, records = train(torch_one, config, batches, setting.attending)
 
     step = make_step(config, model_config(setting.mixing, setting.group, setting.widths))
-    published = functools.partial(to_published, torch_one.config)
+    published = functools.partial(to_published, torch_one)
     state, frozen = start(step, to_ours(torch_one))
     metrics, parameters, gradients = [], [], {}
     for batch in batches:

@@ -21,11 +21,10 @@ from torch_aligner import TorchAligner
 from torch_pipeline import SCHEDULE
 from training_case import GROUPS, POOLED, TEXT_WIDTH, TIME_IDS, VAE_CHANNELS, model_config
 
-from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import numbered, part_shapes
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.weights import rules
-from faithdiff_jax.weights.keymap import KeyMap, compare
+from faithdiff_jax.weights.keymap import KeyMap, Rule, compare
 
 
 class TorchModel(nn.Module):
@@ -70,6 +69,10 @@ class TorchModel(nn.Module):
         randomise(self)
         self.double()
         self.requires_grad_(False)
+
+    def rules(self, part: str) -> list[Rule]:
+        """Those of a part."""
+        return rules.of_part(part, self.config)
 
     def published(self) -> dict[str, dict[str, nn.Parameter]]:
         """Our part -> published tensor name -> parameter."""
@@ -187,16 +190,16 @@ def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def keymap(config: FaithDiffConfig, part: str) -> KeyMap:
+def keymap(model: TorchModel, part: str) -> KeyMap:
     """The rules of one part of a tiny model, as conversion and export use them."""
-    return KeyMap(rules.of_part(part, config), part_shapes(config, part))
+    return KeyMap(model.rules(part), part_shapes(model.config, part))
 
 
 def to_ours(model: TorchModel) -> dict[str, np.ndarray]:
     """Every parameter by our dotted path, part first, float32."""
     ours = {}
     for part, tensors in model.published().items():
-        rules_of_part = keymap(model.config, part)
+        rules_of_part = keymap(model, part)
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         assert not compare(rules_of_part.published_shapes(), found), part
         read = rules_of_part.read(lambda name, tensors=tensors: tensors[name].numpy().astype(np.float32))
@@ -204,12 +207,12 @@ def to_ours(model: TorchModel) -> dict[str, np.ndarray]:
     return ours
 
 
-def to_published(config: FaithDiffConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_published(model: TorchModel, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays by our dotted path -> by published name, each layer of a stack apart."""
     published = {}
     for part in dict.fromkeys(path.partition(".")[0] for path in arrays):
-        for entry in keymap(config, part).entries:
+        for entry in keymap(model, part).entries:
             if f"{part}.{entry.path}" in arrays:
                 array = np.asarray(arrays[f"{part}.{entry.path}"])
-                published |= dict(keymap(config, part).write(entry, array))
+                published |= dict(keymap(model, part).write(entry, array))
     return published

@@ -26,7 +26,7 @@ from faithdiff_jax.models.controlnet_xs import ControlNetXSConfig
 from faithdiff_jax.models.layers import Layers, quick_gelu, run_block
 from faithdiff_jax.models.sizes import LARGEST_WIDTH, MOST_LAYERS, check_sizes
 
-STEERING = ("controlnet", "controlnet_xs")
+STEERING = ("controlnet", "controlnet_xs", "sft")
 KINDS = ("transformer", "add", *STEERING)
 MIXINGS = ("none", "batch", "spatial")
 
@@ -37,7 +37,7 @@ class AlignmentConfig:
 
     kind: str = "transformer"
     """"transformer" for `Alignment`, "add" for `Addition`, "controlnet" for `ControlNet`, "controlnet_xs" for
-    `ControlNetXS`; all but the first ignore the fields that are the aligner's."""
+    `ControlNetXS`, "sft" for `SFTControlNet`; all but the first ignore the fields that are the aligner's."""
     mixing: str = "none"
     group: int | None = None
     """Samples that attend to each other under `mixing="batch"`; None for the whole batch."""

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from faithdiff_jax.models.alignment import Addition, Alignment, AlignmentConfig
 from faithdiff_jax.models.controlnet import ControlNet
 from faithdiff_jax.models.controlnet_xs import ControlNetXS
+from faithdiff_jax.models.sft import SFTControlNet
 from faithdiff_jax.models.steering import Steerer
 from faithdiff_jax.models.unet_config import UNetConfig
 
@@ -28,6 +29,8 @@ def make_alignment(
         return ControlNet(unet, feature_channels, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
     if config.kind == "controlnet_xs":
         return ControlNetXS(config.xs, unet, feature_channels, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+    if config.kind == "sft":
+        return SFTControlNet(unet, feature_channels, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
     if feature_channels is None:
         raise ValueError(f"kind is {config.kind!r}: embeds the features itself, needs their channels")
     if config.kind == "add":

@@ -151,24 +151,31 @@ CONTROLNET_XS: list[Rule] = [
     *(rule.under("up_connections.{b}.", "up_connections.{b}.") for rule in _EXCHANGE),
 ]
 
-_HINT_OF_CONTROLNETS = [rule.under("controlnet_cond_embedding.") for rule in HINT]
-
-BASELINE_PARTS: dict[str, dict[str, list[Rule]]] = {
-    "controlnet": {"lq_encoder": _HINT_OF_CONTROLNETS, "alignment": CONTROLNET},
-    "controlnet_xs": {"lq_encoder": _HINT_OF_CONTROLNETS, "alignment": CONTROLNET_XS},
+_LQ_ENCODERS = {
+    "penultimate": FAITHDIFF_PARTS["lq_encoder"],
+    "hint": [rule.under("controlnet_cond_embedding.") for rule in HINT],
 }
-"""Of each `alignment.kind` that is published by itself, with `lq_features` "hint": the parts of its file."""
+_ALIGNMENTS = {AlignmentConfig.kind: ALIGNMENT, "controlnet": CONTROLNET, "controlnet_xs": CONTROLNET_XS}
+_STEERING_PARTS = "lq_encoder", "alignment"
+LAYOUTS = {
+    AlignmentConfig.kind: ("penultimate", tuple(FAITHDIFF_PARTS)),
+    "controlnet": ("hint", _STEERING_PARTS),
+    "controlnet_xs": ("hint", _STEERING_PARTS),
+}
+"""Of each `alignment.kind` that is published: with which `lq_features`, and the parts in one file."""
 
 
 def of_part(part: str, config: FaithDiffConfig = FaithDiffConfig()) -> list[Rule]:  # noqa: B008 - frozen
     """The rules of a part by its name (see `models.parts`), with its published names in the file that holds it.
 
     Raises:
-        InputError: a part of an architecture that no published layout has.
+        KeyError: a part of a kind that is published nowhere.
     """
     if part.startswith("text_encoder"):
         return TEXT_ENCODER
-    return {"unet": UNET, "vae": VAE}.get(part) or published_parts(config)[part]
+    if part == "lq_encoder":
+        return _LQ_ENCODERS[config.lq_features]
+    return _ALIGNMENTS[config.alignment.kind] if part == "alignment" else {"unet": UNET, "vae": VAE}[part]
 
 
 def published_parts(config: FaithDiffConfig) -> dict[str, list[Rule]]:
@@ -178,14 +185,13 @@ def published_parts(config: FaithDiffConfig) -> dict[str, list[Rule]]:
         InputError: an architecture that no published layout has.
     """
     kind, features = config.alignment.kind, config.lq_features
-    layouts = {AlignmentConfig.kind: FAITHDIFF_PARTS, **BASELINE_PARTS}
-    if kind not in layouts:
-        *others, last = layouts
+    if kind not in LAYOUTS:
+        *others, last = LAYOUTS
         raise InputError(f"alignment.kind is {kind!r}: the published layouts have {', '.join(others)} and {last} only")
-    wanted = "hint" if kind in BASELINE_PARTS else FaithDiffConfig.lq_features
+    wanted, parts = LAYOUTS[kind]
     if features != wanted:
         raise InputError(f"lq_features is {features!r}: the published layout has {wanted!r} only")
-    return layouts[kind]
+    return {part: of_part(part, config) for part in parts}
 
 
 FAITHDIFF: list[Rule] = [
