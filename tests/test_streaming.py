@@ -15,6 +15,7 @@ from faithdiff_jax.inference.color import adain, adain_levels
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.restoration import Request, restore_all
 from faithdiff_jax.inference.streaming import StreamedPicture, level_counts
+from faithdiff_jax.models.vae import VAEConfig
 
 # Latents of 26x19 in tiles of 8, of which encoders and decoder see every size of tile.
 OPTIONS = {"scale": 4, "steps": 2, "tile": 8, "vae_tile": 64}
@@ -23,13 +24,14 @@ OPTIONS = {"scale": 4, "steps": 2, "tile": 8, "vae_tile": 64}
 @pytest.mark.parametrize(
     "given",
     [
-        {"batch": 4, "overlap": 0.8, "sampler": "unipc", "guidance_end": 0.5},
+        {"batch": 4, "overlap": 0.8, "sampler": "unipc", "guidance_end": 0.5, "decoder_passes": 1},
         {"color_fix": "wavelet", "wavelet_levels": 3, "multiple": 64, "guidance": 1},
         {"color_fix": "none", "sampler": "ddpm", "start": "noise", "scale": 3.7, "guidance_rescale": 0.5},
     ],
     ids=str,
 )
-def test_the_same_picture_by_parts(given):
+def test_the_same_picture_by_parts(given, monkeypatch):
+    monkeypatch.setattr(VAEConfig, "decoder_reach", 1)  # so that tiles of 8 are large enough for passes
     model, image, options = loaded(), photograph(51, 37), OPTIONS | given
     whole = model.restore(image, "the cat", **options)
     streamed = model.restore(image, "the cat", stream_above=1, **options)

@@ -24,6 +24,25 @@ def count_tiles(height: int, width: int, tile: int, overlap: float) -> int:
     return math.prod(len(_strides(side, tile, overlap)) + 1 for side in (height, width))
 
 
+def spread(side: int, tile: int, reach: int) -> list[int]:
+    """Where tiles along a side start that overlap by at least twice `reach` and a fade between, evenly spread.
+
+    Raises:
+        ValueError: a tile of which less than half would be its own.
+    """
+    if side <= tile:
+        return [0]
+    if tile < least_tile(reach):
+        raise ValueError(f"tile {tile} is too small for a reach of {reach}: must be at least {least_tile(reach)}")
+    strides = math.ceil((side - tile) / (tile - least_tile(reach) // 2))
+    return [round(number * (side - tile) / strides) for number in range(strides + 1)]
+
+
+def least_tile(reach: int) -> int:
+    """The smallest tile for `spread`: the overlap, twice."""
+    return 2 * (2 * reach + max(reach // 2, 1))
+
+
 def _starts(side: int, tile: int, overlap: float) -> list[int]:
     return [*_strides(side, tile, overlap), side - min(tile, side)]
 

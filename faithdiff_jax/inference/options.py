@@ -15,7 +15,7 @@ from faithdiff_jax.diffusion.names import MULTISTEP, SAMPLERS, SIGMA_SPACINGS
 from faithdiff_jax.errors import InputError, shown
 from faithdiff_jax.files.images import MAX_TARGET_PIXELS
 from faithdiff_jax.inference.about import MOST_STEPS, WHOLE_NUMBERS, check_each, option
-from faithdiff_jax.inference.grid import count_tiles
+from faithdiff_jax.inference.grid import count_tiles, least_tile
 
 if TYPE_CHECKING:
     from faithdiff_jax.models.config import FaithDiffConfig
@@ -83,6 +83,12 @@ class RestoreOptions:
     vae_tile: int = option(
         1024, "side in image pixels above which encoders and decoder work in tiles", within=Range(64, 2**14)
     )
+    decoder_passes: int = option(
+        0,
+        "passes over all tiles of the decoder that find the statistics of the whole picture for its norms first; 0 for "
+        "each tile by its own, as published",
+        within=Range(0, 100),
+    )
     multiple: int | None = option(
         None,
         "pad sides to a multiple of this many pixels (default: the VAE's factor, 8 for SDXL); with a larger one, "
@@ -146,6 +152,7 @@ class RestoreOptions:
         limit, smallest, factor = config.schedule.train_steps, config.unet.smallest_side, config.vae.factor
         highest = self.timesteps[0] if self.timesteps else 0
         levels, in_part = len(config.unet.channels), (self.guidance_start, self.guidance_end) != (0, 1)
+        least = least_tile(config.vae.decoder_reach) * factor
         # Those of several steps leave room for one more.
         most = limit - 1 if self.sampler in MULTISTEP and config.schedule.spacing == "leading" else limit
         who = "this model" if most == limit else f"this model and sampler {self.sampler}"
@@ -165,6 +172,9 @@ class RestoreOptions:
             # A quarter of a tile is what neighbours share, in latent pixels too.
             f"vae_tile is {self.vae_tile}: must be a multiple of {4 * factor} for this model": self.vae_tile
             % (4 * factor),
+            f"vae_tile is {self.vae_tile}: must be at least {least} for this model, with decoder_passes": (
+                self.decoder_passes > 0 and self.vae_tile < least
+            ),
             f"multiple is {self.multiple}: must be a multiple of {factor} for this model": (self.multiple or factor)
             % factor,
         }

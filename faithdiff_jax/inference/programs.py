@@ -27,6 +27,7 @@ from faithdiff_jax.inference.predictor import Predictor
 from faithdiff_jax.inference.prepared import Prepared
 from faithdiff_jax.inference.progress import long_task
 from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.norms import Moments, Shared, sharing
 from faithdiff_jax.models.parts import Networks, Params
 from faithdiff_jax.sharding import batch_constraint
 
@@ -169,6 +170,8 @@ class Programs:
         moments: (vae, images) -> mean and log-variance of the latent.
         draw: (vae, moments, noise) -> scaled latent.
         decode: (vae, latents) -> images.
+        norms: (vae, latents, given, rows, columns) -> moments of the decoder's norms; see `models.norms.Shared`.
+        decode_normed: (vae, latents, given, rows, columns) -> images, decoded with these moments.
         encode_text: ([text encoders], [token ids]) -> context, pooled.
         predict_noise: ({unet, alignment}, latents, timesteps, features, context, pooled, time_ids) -> noise.
         sample: ({unet, alignment}, plan, inputs) -> latents; see `denoise`.
@@ -198,6 +201,15 @@ class Programs:
 
         def decode(params: Params, latents: Array) -> Array:
             return networks.vae(params).decode(constrain(latents)).astype(jnp.float32)
+
+        def norms(params: Params, latents: Array, given: Any, rows: Array, columns: Array) -> list[Moments]:
+            with sharing(Shared(given, rows, columns)) as shared:
+                networks.vae(params).decode(constrain(latents))
+            return shared.found
+
+        def decode_normed(params: Params, latents: Array, given: Any, rows: Array, columns: Array) -> Array:
+            with sharing(Shared(given, rows, columns)):
+                return networks.vae(params).decode(constrain(latents)).astype(jnp.float32)
 
         def encode_text(params: list[Params], token_ids: list[Array]) -> tuple[Array, Array]:
             context, pooled = networks.encode_text(params, token_ids)
@@ -236,6 +248,9 @@ class Programs:
         def of_images(what: str) -> Callable[..., str]:
             return lambda _, images: f"the {what} for {_pixels(images.shape, 1)}"
 
+        def of_latents(what: str) -> Callable[..., str]:
+            return lambda _, latents, *more: f"the {what} for {_pixels(latents.shape, factor)}"
+
         def of_sampling(_: Params, plan: SamplingPlan, inputs: SamplingInputs, *more: Any) -> str:
             return f"the denoiser for {_pixels(inputs.noise.shape, factor)}, {plan.sampler.steps} steps"
 
@@ -246,9 +261,9 @@ class Programs:
         self.encode_lq = program(encode_lq, kept=TILE_SIZES_KEPT, describe=of_images("LQ encoder"))
         self.moments = program(moments, kept=TILE_SIZES_KEPT, describe=of_images("VAE encoder"))
         self.draw = program(draw)
-        self.decode = program(
-            decode, kept=TILE_SIZES_KEPT, describe=lambda _, x: f"the decoder for {_pixels(x.shape, factor)}"
-        )
+        self.decode = program(decode, kept=TILE_SIZES_KEPT, describe=of_latents("decoder"))
+        self.norms = program(norms, describe=of_latents("decoder's norms"))
+        self.decode_normed = program(decode_normed, describe=of_latents("decoder"))
         self.encode_text = program(encode_text)
         self.predict_noise = program(predict_noise)
         self.sample = program(sample, static=(1,), describe=of_sampling)

@@ -21,6 +21,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images
 from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.canvas import Canvas
+from faithdiff_jax.inference.decoding import decode
 from faithdiff_jax.inference.inputs import SamplingInputs, Text
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.progress import timed
@@ -214,7 +215,7 @@ def _decode(
     model: "FaithDiff", latents: Array | np.ndarray, *, canvas: Canvas, options: RestoreOptions
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The picture of latents (1, h, w, c), without the padding and with the colours of the upscaled input."""
-    decoded = np.asarray(model.decode(latents, vae_tile=options.vae_tile))[0]
+    decoded = np.asarray(decode(model, latents, options))[0]
     height, width = canvas.upscaled.shape[:2]
     if canvas.size == canvas.exact_size:
         decoded, enlarged, sizes = images.crop(decoded, height, width), images.to_float(canvas.upscaled), None

@@ -19,6 +19,7 @@ from faithdiff_jax.files.spill import Spill, check_room, spilled_size
 from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.canvas import Canvas
 from faithdiff_jax.inference.color import adain_levels
+from faithdiff_jax.inference.decoding import decoded_pieces
 from faithdiff_jax.inference.inputs import SamplingInputs, Text
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.progress import timed
@@ -81,23 +82,18 @@ class Decoded:
     """
 
     def __init__(
-        self, model: "FaithDiff", latents: Float[Array | np.ndarray, "1 h w c"], canvas: Canvas, vae_tile: int
+        self,
+        model: "FaithDiff",
+        latents: Float[Array | np.ndarray, "1 h w c"],
+        canvas: Canvas,
+        options: RestoreOptions,
     ):
-        """Decode the latents (1, h, w, c) in tiles."""
+        """Decode the latents (1, h, w, c) in tiles, as `vae_tile` and `decoder_passes` say."""
         height, width = canvas.target
         self.levels = Spill((height, width, 3), np.uint8)
         self.counts = np.zeros((3, 256), np.int64)
-        whole = np.asarray(latents)
-        tile, out_tile = vae_tiles(whole.shape[1:3], vae_tile, model.config.vae.factor, encode=False)
         rows = functools.lru_cache(maxsize=1)(canvas.rows)
-        pieces = faded_pieces(
-            functools.partial(model.decode, vae_tile=vae_tile),
-            lambda top, left: whole[:, top : top + tile, left : left + tile],
-            whole.shape[1:3],
-            tile=tile,
-            out_tile=out_tile,
-        )
-        for top, left, padded in pieces:
+        for top, left, padded in decoded_pieces(model, np.asarray(latents), options):
             piece = padded[0, : max(height - top, 0), : max(width - left, 0)]
             if not piece.size:
                 continue
@@ -158,7 +154,7 @@ def restore_streamed(
 
 
 def _picture(model: "FaithDiff", canvas: Canvas, options: RestoreOptions, latents: Any) -> StreamedPicture:
-    return StreamedPicture(model, canvas, options, Decoded(model, latents, canvas, options.vae_tile))
+    return StreamedPicture(model, canvas, options, Decoded(model, latents, canvas, options))
 
 
 def _inputs(model: "FaithDiff", request: "Request", canvas: Canvas, options: RestoreOptions) -> SamplingInputs:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from faithdiff_jax.models.backend import setting
 from faithdiff_jax.models.convolution import convolve
+from faithdiff_jax.models.norms import GroupNorm
 
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
@@ -67,9 +68,9 @@ class Layers:
             **self._types,
         )
 
-    def group_norm(self, channels: int, groups: int, *, epsilon: float) -> nnx.GroupNorm:
+    def group_norm(self, channels: int, groups: int, *, epsilon: float) -> GroupNorm:
         """Group normalisation."""
-        return nnx.GroupNorm(
+        return GroupNorm(
             channels, num_groups=groups, epsilon=epsilon, use_fast_variance=False, rngs=self.rngs, **self._types
         )
 

@@ -76,6 +76,14 @@ class VAEConfig(LevelsConfig):
             raise ValueError(f"scaling_factor is {self.scaling_factor}: must be a finite number above 0")
 
     @property
+    def decoder_reach(self) -> int:
+        """How far, in latent pixels, the decoder's convolutions look to each side."""
+        levels = len(self.channels)
+        inside = 1 + 4  # the first convolution and the two blocks in the middle
+        up = math.fsum((2 * (self.resnets_per_level + 1) + (level > 0)) / 2**level for level in range(levels))
+        return math.ceil(inside + up + 0.5 ** (levels - 1))
+
+    @property
     def encoder(self) -> EncoderConfig:
         """The encoder's sizes."""
         return EncoderConfig(
