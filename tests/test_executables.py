@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from converted import loaded, published_and_converted
+from jax.experimental.compilation_cache import compilation_cache
 from pictures import write
 from test_pipeline import photograph
 
@@ -71,6 +72,29 @@ def test_neither_traced_nor_compiled_again(folder):
     np.testing.assert_array_equal(first, again)
     np.testing.assert_allclose(again, doubled(x), rtol=1e-6)
     assert not folder.stat().st_mode & 0o077
+
+
+def test_what_jaxs_own_cache_has_is_kept_whole(folder, tmp_path):
+    """A program that was read from there, written down and read again, lacks functions on CPU."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before, x = [getattr(jax.config, name) for name in names], np.ones((64, 64), np.float32)
+    function = lambda x: jax.lax.scan(lambda c, k: (jax.nn.softmax(jnp.exp(c) * k[None]), c.sum()), x, x)  # noqa: E731
+    try:
+        for name, value in zip(names, (str(tmp_path / "jax"), 0), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        executables.keep_in(None)
+        expected, _ = Program(function, identity="one")(x)
+        assert list((tmp_path / "jax").iterdir())
+        executables.keep_in(folder)
+        for _ in range(2):
+            found, _ = Program(function, identity="one")(x)
+            np.testing.assert_array_equal(found, expected)
+        assert len(files(folder)) == 1
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 @pytest.mark.parametrize(

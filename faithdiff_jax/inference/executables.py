@@ -26,6 +26,7 @@ import jax
 import jaxlib.version
 import numpy as np
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 import faithdiff_jax
 from faithdiff_jax.errors import InputError
@@ -139,6 +140,19 @@ def only_compile() -> Iterator[None]:
 def compiles_only() -> bool:
     """Whether programs run, or compile only."""
     return _current.only_compile
+
+
+def compiled_anew(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compile a program to be kept: not one that JAX's own cache has, of which a CPU cannot write all down again."""
+    name = "jax_enable_compilation_cache"
+    before = getattr(jax.config, name)
+    jax.config.update(name, False)
+    compilation_cache.reset_cache()  # whether it is used is asked once
+    try:
+        return lowered.compile()
+    finally:
+        jax.config.update(name, before)
+        compilation_cache.reset_cache()
 
 
 def zeros(compiled: jax.stages.Compiled) -> Any:

@@ -110,7 +110,8 @@ class Program(Generic[Result]):
         compiled = None if store is None else store.load(key)
         if compiled is None:
             with self._said(arguments):
-                compiled = self.lower(*arguments).compile()
+                lowered = self.lower(*arguments)
+                compiled = lowered.compile() if store is None else executables.compiled_anew(lowered)
             if store is not None:
                 store.save(key, compiled)
         return _Executable(compiled, self._static)
