@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from training_case import STAGE_2, model_config
+from training_case import STAGE_2
+from training_runs import MODEL
 
 from faithdiff_jax import sharding
 from faithdiff_jax.cli import plan as command
@@ -32,7 +33,7 @@ def files(tmp_path):
     """A run and an architecture."""
     run = {"steps": 1000, "batch": 16, "rematerialisation": "none", "data": {"crop": 16}, **STAGE_2}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
-    (tmp_path / "model.yaml").write_text(yaml.safe_dump(to_dict(model_config())))
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(to_dict(MODEL)))
     return ["--config", tmp_path / "run.yaml", "--model", tmp_path / "model.yaml"]
 
 
@@ -123,7 +124,7 @@ def test_counting_needs_no_compiler(files, monkeypatch, capsys):
 
 
 def test_every_setting_that_divides_is_tried(files):
-    config = PlannedStep.of(train_config(yaml.safe_load(files[1].read_text()) | data(), "run"), model_config())
+    config = PlannedStep.of(train_config(yaml.safe_load(files[1].read_text()) | data(), "run"), MODEL)
     found = list(command.settings(config.config, config.model, 8))
     meshes = {(settings[0], settings[1]) for settings in found}
     assert meshes == {(f"mesh.data={8 // fsdp}", f"mesh.fsdp={fsdp}") for fsdp in (1, 2, 4, 8)}

@@ -5,7 +5,6 @@ import numpy as np
 from converted import loaded, published_and_converted
 from PIL import Image
 from test_pipeline import photograph
-from training_runs import place, train
 
 from faithdiff_jax.cli.exit_codes import BAD_INPUT, DONE
 from faithdiff_jax.cli.main import main
@@ -38,12 +37,6 @@ def test_restoring_writes_a_profile(tmp_path, monkeypatch):
     assert main(["restore", *words, "--profile", "profile"]) == DONE
     assert len(traced(tmp_path / "profile")) == 1
     assert (tmp_path / "out" / "a.png").is_file()
-
-
-def test_training_writes_a_profile(tmp_path):
-    folder = tmp_path / "profile"
-    assert train(place().command(tmp_path / "run", {"steps": 3}, "--profile", folder)) == DONE
-    assert len(traced(folder)) == 1
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path, capsys):

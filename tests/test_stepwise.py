@@ -37,8 +37,9 @@ def test_the_picture_is_that_without_looking(rng, options):
         assert levels_apart(previews[-1], plain)[0] <= 2
 
 
-def test_stopping():
+def test_stopping_and_one_program_whatever_the_step():
     model, image, seen = loaded(), photograph(16, 16), []
+    before = model.programs.advance.shapes_kept
 
     def stop(step, steps, preview):
         seen.append(step)
@@ -53,10 +54,4 @@ def test_stopping():
 
     with pytest.raises(KeyError, match="mine"):
         model.restore(image, steps=5, on_step=fail)
-
-
-def test_one_program_whatever_the_step():
-    model = loaded()
-    before = model.programs.advance.shapes_kept
-    model.restore(photograph(24, 24), steps=3, on_step=lambda *_: None)
     assert model.programs.advance.shapes_kept <= before + 1

@@ -184,6 +184,13 @@ def test_stopped_and_resumed(tmp_path, whole, capsys):
     assert_equal_runs(run, whole)
 
 
+def test_a_profile(tmp_path, whole):
+    folder = tmp_path / "profile"
+    assert train(place().command(tmp_path / "run", None, "--profile", folder)) == 0
+    assert len(list(folder.rglob("*.xplane.pb"))) == 1
+    assert_equal_runs(tmp_path / "run", whole)
+
+
 def test_killed_at_any_moment(tmp_path, whole, programs, start):
     """While a checkpoint is written, and some time into a step; then told to stop; then left alone."""
     run = tmp_path / "run"

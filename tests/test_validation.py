@@ -143,7 +143,7 @@ def test_every_run_is_the_same_but_for_the_parameters(photos):
 
     moved = dict(params) | {"unet": jax.tree.map(lambda x: 1.1 * x, params["unet"])}
     assert checks.run(moved)[0] != once[0]
-    for change in ({"seed": 1}, {"level": "III"}, {"restore": {"steps": 1}}, {"restore": {"guidance": 1.0}}):
+    for change in ({"seed": 1}, {"level": "III"}, {"restore": {"guidance": 1.0}}):
         assert validation(photos, **change).run(params)[0] != once[0]
 
 
