@@ -26,6 +26,7 @@ OPTIONS = {
     "seed": ("sdxl",),
     "step": ("run",),
     "no-ema": ("run",),
+    "share": TO_MODEL,
     "default": TO_MODEL,
     "allow-nonfinite": (*TO_MODEL, "rrdbnet"),
 }
@@ -86,6 +87,13 @@ def build_parser() -> Parser:
         default=[],
         help="a default of restoring that the model is to have, such as guidance=1.0; may be repeated",
     )
+    parser.add_argument(
+        "--share",
+        metavar="MODEL_DIR",
+        type=types.path,
+        help="a model directory on the same disk: files that are equal to one of its, as text encoders and VAE of a "
+        "model trained from it, become hard links and take no room",
+    )
     parser.add_argument("--allow-nonfinite", action="store_true", help="write parameters that are NaN or infinite, too")
     parser.add_argument(
         "--output",
@@ -105,10 +113,13 @@ def run(args: argparse.Namespace) -> None:
     # Imported late: --help and a wrong flag need not wait for JAX.
     from faithdiff_jax.baselines.rrdbnet_weights import convert_rrdbnet, is_rrdbnet, rrdbnet_to_torch
     from faithdiff_jax.training.export import export_run
+    from faithdiff_jax.weights import sharing
     from faithdiff_jax.weights.from_torch import Published, convert
     from faithdiff_jax.weights.to_torch import to_torch
     from faithdiff_jax.weights.upgrade import upgrade
 
+    if args.share is not None:
+        sharing.check_can_share(args.output, args.share)
     if args.to_torch is not None:
         back = rrdbnet_to_torch if is_rrdbnet(args.to_torch) else to_torch
         back(args.to_torch, args.output, tensor_bar)
@@ -140,6 +151,9 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed or 0,
         )
         convert(published, args.output, defaults=defaults, allow_nonfinite=args.allow_nonfinite, track=tensor_bar)
+    if args.share is not None:
+        shared = sharing.share_files(args.output, args.share)
+        print(f"{shared / 1e9:.2f} GB of it are those of {args.share}")
     print(f"wrote {args.output}")
 
 
