@@ -116,22 +116,10 @@ def resident(process: subprocess.Popen) -> int:
     return int(pathlib.Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=50)
-    parser.add_argument("--bad", type=int, default=16, help="bad requests among them")
-    parser.add_argument("--least", type=int, default=32, help="shortest side of a picture, pixels")
-    parser.add_argument("--most", type=int, default=96, help="longest side of a picture, pixels")
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--flags", default="--batch 4 --multiple 128", help="of faithdiff serve")
-    given = parser.parse_args()
-    flags = ["--port", "0", "--no-page", "--queue", str(2 * (given.pictures + given.bad)), *shlex.split(given.flags)]
-    command = [sys.executable, "-m", "faithdiff_jax", "serve", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    lines = iter(process.stdout.readline, "")
-    place = (
-        next(line for line in lines if line.startswith("serving ")).rpartition(" at ")[2].strip().removesuffix("docs")
-    )
+def under_load(process: subprocess.Popen, given: argparse.Namespace) -> None:
+    """All rounds, and a line of the table for each."""
+    greeting = next(line for line in iter(process.stdout.readline, "") if line.startswith("serving "))
+    place = greeting.rpartition(" at ")[2].strip().removesuffix("docs")
     sent = pictures(given.pictures, given.least, given.most)
     sides = f"{given.least} to {given.most} pixels a side"
     print(f"\n{given.pictures} pictures of {sides} and {given.bad} bad requests at once")
@@ -145,6 +133,25 @@ def main() -> None:
         each, rate = found["each"], 60 * len(sent) / found["seconds"]
         times = f"{found['seconds']:.1f} | {rate:.0f} | {statistics.median(each):.1f}, {max(each):.1f}"
         print(f"| {number} | {len(each)} | {found['refused']} of {given.bad} | {times} | {memory} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=50)
+    parser.add_argument("--bad", type=int, default=16, help="bad requests among them")
+    parser.add_argument("--least", type=int, default=32, help="shortest side of a picture, pixels")
+    parser.add_argument("--most", type=int, default=96, help="longest side of a picture, pixels")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--flags", default="--batch 4 --multiple 128", help="of faithdiff serve")
+    given = parser.parse_args()
+    flags = ["--port", "0", "--no-page", "--queue", str(2 * (given.pictures + given.bad)), *shlex.split(given.flags)]
+    command = [sys.executable, "-m", "faithdiff_jax", "serve", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        under_load(process, given)
+    except BaseException:
+        process.kill()
+        raise
     process.stdout.read()
     print(f"\nended with {process.wait()}")
 

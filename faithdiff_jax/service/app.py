@@ -13,8 +13,8 @@ from faithdiff_jax import __version__
 from faithdiff_jax.errors import InputError, RunError, shown
 from faithdiff_jax.files.reading import printable
 from faithdiff_jax.service.forms import form_schema
-from faithdiff_jax.service.jobs import Job, State
-from faithdiff_jax.service.queue import Unavailable
+from faithdiff_jax.service.jobs import Job, JobState
+from faithdiff_jax.service.queue import Busy
 from faithdiff_jax.service.reference import reference_page
 from faithdiff_jax.service.service import Service
 from faithdiff_jax.service.uploads import Form, NotAForm
@@ -74,7 +74,7 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
         return job
 
     def status_of(job: Job) -> dict[str, Any]:
-        if job.final and job.state is not State.DONE:
+        if job.final and job.state is not JobState.DONE:
             job.fetched = True
         return queue.described(job)
 
@@ -94,7 +94,7 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/pictures/{id}", responses=unknown, summary="How far it is")  # type: ignore[arg-type]
     async def status(id: str, wait: Wait = 0) -> dict[str, Any]:
-        """State, place in the queue, and the steps done."""
+        """JobState, place in the queue, and the steps done."""
         job = found(id)
         await ended(job, wait)
         return status_of(job)
@@ -118,8 +118,8 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
         """A PNG, as `faithdiff restore` writes it."""
         job = found(id)
         await ended(job, wait)
-        if job.state is not State.DONE:
-            if job.state is State.FAILED:
+        if job.state is not JobState.DONE:
+            if job.state is JobState.FAILED:
                 job.fetched = True
                 return _said(422 if job.code == 2 else 500, str(job.error))
             raise NotYet(f"{job.id}: is {job.state}, there is a result of a picture that is done")
@@ -176,15 +176,15 @@ async def _read_form(request: Request, path: Any) -> Form:
 
 def _answer_errors(app: FastAPI, service: Service) -> None:
     """Each error as one status and one line."""
-    codes: dict[type[Exception], int] = {NotAForm: 400, Unknown: 404, NotYet: 409, InputError: 422, Unavailable: 503}
+    codes: dict[type[Exception], int] = {NotAForm: 400, Unknown: 404, NotYet: 409, InputError: 422, Busy: 503}
 
     async def answer(request: Request, error: Exception) -> Response:
-        if isinstance(error, Unavailable):
+        if isinstance(error, Busy):
             return _said(503, str(error), {"Retry-After": str(error.retry_after)})
         code = next((codes[kind] for kind in type(error).__mro__ if kind in codes), 500)
         return _said(code, service.explain(error)[1])
 
-    for kind in (InputError, RunError, OSError, MemoryError):
+    for kind in (InputError, RunError, Exception):
         app.add_exception_handler(kind, answer)
 
     from fastapi.exceptions import RequestValidationError

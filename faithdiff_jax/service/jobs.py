@@ -10,7 +10,7 @@ from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.service.forms import public
 
 
-class State(enum.StrEnum):
+class JobState(enum.StrEnum):
     """Where a job is; the last four are final."""
 
     WAITING = "waiting"
@@ -22,7 +22,7 @@ class State(enum.StrEnum):
     """The service stopped before its turn came: it is to be sent again, to this service or another."""
 
 
-FINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.HANDED_BACK})
+FINAL = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState.HANDED_BACK})
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -60,7 +60,7 @@ class Job:
     options: RestoreOptions
     alike: Any
     together: int
-    state: State = State.WAITING
+    state: JobState = JobState.WAITING
     step: int = 0
     steps: int = 0
     code: int = 0

@@ -24,7 +24,7 @@ from faithdiff_jax.files import images
 from faithdiff_jax.files.reading import printable
 from faithdiff_jax.files.sheets import at_most
 from faithdiff_jax.service.controls import add_controls, shown_values, texts_of
-from faithdiff_jax.service.jobs import Job, State
+from faithdiff_jax.service.jobs import Job, JobState
 from faithdiff_jax.service.service import Service
 from faithdiff_jax.service.uploads import read_picture
 
@@ -162,7 +162,7 @@ class Page:
         seen, looked = "", 0.0
         while not job.final:
             await asyncio.sleep(GLANCE)
-            if job.state is State.RUNNING and time.monotonic() - looked > PREVIEW_EVERY:
+            if job.state is JobState.RUNNING and time.monotonic() - looked > PREVIEW_EVERY:
                 job.preview_wanted, looked = True, time.monotonic()
             status, shown = self._status(job), job.preview
             if status != seen:
@@ -170,7 +170,7 @@ class Page:
                 look = same if shown is None else gr.update(value=_decoded(shown), visible=True)
                 yield same, status, look, same, same, same, same
         job.fetched = True
-        if job.state is not State.DONE:
+        if job.state is not JobState.DONE:
             yield "", self._status(job), hidden, same, "", same, same
             return
         try:
@@ -214,13 +214,13 @@ class Page:
     def _status(self, job: Job) -> str:
         described = self._service.queue.described(job)
         match job.state:
-            case State.WAITING:
+            case JobState.WAITING:
                 return f"Waiting, place {described['place']} in the queue"
-            case State.RUNNING:
+            case JobState.RUNNING:
                 return f"Step {job.step} of {job.steps}" if job.step else "Begun"
-            case State.FAILED:
+            case JobState.FAILED:
                 return f"Failed: {html.escape(str(job.error))}"
-            case State.DONE:
+            case JobState.DONE:
                 return f"Done: {job.steps} steps, seed {job.options.seed}"
             case _:
                 return str(job.state).capitalize()

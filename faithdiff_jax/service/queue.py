@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator
 
 from faithdiff_jax.errors import RunError
-from faithdiff_jax.service.jobs import Job, State
+from faithdiff_jax.service.jobs import Job, JobState
 from faithdiff_jax.service.settings import ServiceOptions
 
 GATHERING = 0.05
 """Seconds that a batch which could hold more waits for them: those who send together are restored together."""
 
 
-class Unavailable(RunError):
+class Busy(RunError):
     """Nothing more is taken on now; `retry_after` says in how many seconds to ask again."""
 
     def __init__(self, message: str, retry_after: int):
@@ -43,15 +43,15 @@ class JobQueue:
         """Hold a place while a picture is received and looked at.
 
         Raises:
-            Unavailable: there is none, or the service is about to stop.
+            Busy: there is none, or the service is about to stop.
         """
         with self._changed:
             if not self._open:
-                raise Unavailable("the service is about to stop and takes no more pictures", self._settings.linger + 1)
+                raise Busy("the service is about to stop and takes no more pictures", self._settings.linger + 1)
             if len(self._waiting) + self._reserved >= self._settings.queue:
                 seconds = min(3600, max(1, math.ceil(self._turn)))
                 line = f"{self._settings.queue} pictures wait already, ask again in {seconds} s"
-                raise Unavailable(line, seconds)
+                raise Busy(line, seconds)
             self._reserved += 1
         try:
             yield
@@ -110,7 +110,7 @@ class JobQueue:
             for job in batch:
                 self._waiting.remove(job)
                 self._running.append(job)
-                job.state, job.since = State.RUNNING, time.monotonic()
+                job.state, job.since = JobState.RUNNING, time.monotonic()
             return batch
 
     def progress(self, job: Job, step: int, steps: int) -> bool:
@@ -124,7 +124,7 @@ class JobQueue:
         with self._changed:
             job.preview, job.preview_step, job.preview_wanted = preview, job.step, False
 
-    def end(self, job: Job, state: State, *, code: int = 0, error: str | None = None) -> None:
+    def end(self, job: Job, state: JobState, *, code: int = 0, error: str | None = None) -> None:
         """Say what became of a running job; one that was cancelled meanwhile stays so."""
         with self._changed:
             if job in self._running:
@@ -132,7 +132,7 @@ class JobQueue:
                 self._turn += 0.3 * (time.monotonic() - job.since - self._turn)
                 if not job.final:
                     self._finish(job, state, code, error)
-            if job.state is not State.DONE:
+            if job.state is not JobState.DONE:
                 job.remove_files()
             else:
                 job.source.unlink(missing_ok=True)
@@ -146,8 +146,8 @@ class JobQueue:
                 job.remove_files()
             elif job not in self._running:
                 job.remove_files()
-            if job.state in (State.WAITING, State.RUNNING, State.DONE):
-                self._finish(job, State.CANCELLED)
+            if job.state in (JobState.WAITING, JobState.RUNNING, JobState.DONE):
+                self._finish(job, JobState.CANCELLED)
 
     def close(self) -> None:
         """Take on no more."""
@@ -161,7 +161,7 @@ class JobQueue:
             for job in [*self._waiting, *self._running]:
                 job.stopped = True
                 line = "the service stopped before it was restored, send it again"
-                self._finish(job, State.HANDED_BACK, error=line)
+                self._finish(job, JobState.HANDED_BACK, error=line)
             for job in self._waiting:
                 job.remove_files()
             self._waiting.clear()
@@ -179,7 +179,7 @@ class JobQueue:
         with self._changed:
             return sum(job.final and not job.fetched for job in self._jobs.values())
 
-    def _finish(self, job: Job, state: State, code: int = 0, error: str | None = None) -> None:
+    def _finish(self, job: Job, state: JobState, code: int = 0, error: str | None = None) -> None:
         job.state, job.code, job.error, job.since = state, code, error, time.monotonic()
         job.preview = None
         self._expire()

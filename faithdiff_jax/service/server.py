@@ -71,7 +71,7 @@ def serve(app: Any, service: Service, made: socket.socket, greeting: str, say: C
         proxy_headers=False,
         timeout_graceful_shutdown=CONNECTIONS_END,
     )
-    logging.getLogger("python_multipart").disabled = True  # what it says is in the answer
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # what it says is in the answer
     server = _Server(config, service, greeting, say)
     asyncio.run(server.serve(sockets=[made]))
 

@@ -20,7 +20,7 @@ from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.restoration import pictures_together
 from faithdiff_jax.service.forms import changed, public
 from faithdiff_jax.service.jobs import Job
-from faithdiff_jax.service.queue import JobQueue, Unavailable
+from faithdiff_jax.service.queue import Busy, JobQueue
 from faithdiff_jax.service.settings import ServiceOptions
 from faithdiff_jax.service.uploads import check_picture, read_picture
 from faithdiff_jax.service.worker import Explain, Worker
@@ -126,7 +126,7 @@ class Service:
         """A place in the queue, and a name for the file that is sent; it is removed if no job is made of it.
 
         Raises:
-            Unavailable: no place.
+            Busy: no place.
         """
         with self.queue.place():
             path = self.file()
@@ -166,12 +166,12 @@ class Service:
 
         Raises:
             InputError: nothing here describes pictures, or this one cannot be.
-            Unavailable: too many wait already.
+            Busy: too many wait already.
         """
         if self._describe is None:
             raise InputError("this service describes no pictures: it was started without --captioner")
         if not self._captions.acquire(blocking=False):
-            raise Unavailable(f"{CAPTIONS_WAITING} pictures wait to be described, ask again in 10 s", 10)
+            raise Busy(f"{CAPTIONS_WAITING} pictures wait to be described, ask again in 10 s", 10)
         try:
             picture = read_picture(path, name, self.settings.max_pixels)
             with self._describing:

@@ -16,7 +16,7 @@ from faithdiff_jax.files.rows import save_restored_rows
 from faithdiff_jax.files.sheets import at_most
 from faithdiff_jax.inference import restoration
 from faithdiff_jax.inference.making import Making
-from faithdiff_jax.service.jobs import Job, State
+from faithdiff_jax.service.jobs import Job, JobState
 from faithdiff_jax.service.queue import JobQueue
 from faithdiff_jax.service.uploads import read_picture
 
@@ -53,7 +53,7 @@ class Worker(threading.Thread):
         """A batch; one that fails is done one by one, so that only those at fault fail."""
         for job, _ in loaded:
             if job.stopped:
-                self._queue.end(job, State.CANCELLED)
+                self._queue.end(job, JobState.CANCELLED)
         loaded = [(job, picture) for job, picture in loaded if not job.stopped]
         if not loaded:
             return
@@ -67,7 +67,7 @@ class Worker(threading.Thread):
             restored = restoration.restore_all(self._model, requests, jobs[0].options, on_step=on_step)
         except Cancelled:
             for job in jobs:
-                self._queue.end(job, State.CANCELLED)
+                self._queue.end(job, JobState.CANCELLED)
         except Exception as error:
             if len(loaded) == 1:
                 self._failed(jobs[0], error)
@@ -99,11 +99,11 @@ class Worker(threading.Thread):
         except Exception as error:
             self._failed(job, error)
         else:
-            self._queue.end(job, State.DONE)
+            self._queue.end(job, JobState.DONE)
 
     def _failed(self, job: Job, error: Exception) -> None:
         code, line = self._explain(error)
-        self._queue.end(job, State.FAILED, code=code, error=line)
+        self._queue.end(job, JobState.FAILED, code=code, error=line)
 
 
 def encoded(picture: Any) -> bytes:
