@@ -14,15 +14,19 @@ import yaml
 from training_case import STAGE_2
 from training_runs import MODEL
 
+from benchmarks.targets import TARGETS
 from faithdiff_jax import sharding
 from faithdiff_jax.cli import plan as command
 from faithdiff_jax.cli.exit_codes import BAD_INPUT, DONE, FAILED
 from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.config import to_dict
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.planning import compiler
+from faithdiff_jax.planning.chips import gpus, tpu_slice
 from faithdiff_jax.planning.compiler import Layout
-from faithdiff_jax.training.config import train_config
+from faithdiff_jax.training.batch import check_batch
+from faithdiff_jax.training.config import load_train_config, train_config
 from faithdiff_jax.training.lowering import PlannedStep, advice, mesh_over
 
 REPOSITORY = Path(__file__).parent.parent
@@ -233,3 +237,12 @@ def test_tpus_own_compiler(files):
     assert plan["bytes_temporary"] > 0
     assert plan["memory_bytes_moved"] > 0
     assert {collective["kind"] for collective in plan["collectives"]} >= {"all-reduce"}
+
+
+def test_presets_go_with_the_machines_they_are_for():
+    assert TARGETS.keys() == {path.stem for path in (REPOSITORY / "configs" / "targets").glob("*.yaml")}
+    for name, (flag, machine) in TARGETS.items():
+        config = load_train_config(f"targets/{name}")
+        target = gpus(machine) if flag == "--gpu" else tpu_slice(machine)
+        mesh_over(config, np.empty(target.count, object))
+        check_batch(config, FaithDiffConfig(), target.count, 1)
