@@ -50,7 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("several processes share this computation: compile is for one")
     with log_above_the_bar():
         dtype = None if arguments.dtype == "auto" else arguments.dtype
-        model = model_of_shapes(stored, dtype=dtype, mesh=mesh, quantized=arguments.quantized)
+        held = {"quantized": arguments.quantized, "offload": arguments.offload}
+        model = model_of_shapes(stored, dtype=dtype, mesh=mesh, **held)
         precompile(model, sizes, options)
     print(f"{store.saved} programs compiled, {store.found} were there: {store.folder}")
 

@@ -46,6 +46,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="hold the kernels of UNet and text encoders in 8 bits: half the memory of bfloat16",
     )
     add(
+        "--offload",
+        action="store_true",
+        help="hold text encoders, VAE and LQ encoder in the host's memory, and on the device only while they work",
+    )
+    add(
         "--mesh",
         type=types.mesh,
         metavar="DATAxFSDP",
@@ -128,7 +133,8 @@ def load_model(
 
     use_cache(arguments.cache)
     dtype = None if arguments.dtype == "auto" else arguments.dtype
-    return FaithDiff.load(stored, dtype=dtype, mesh=mesh, loras=loras, quantized=arguments.quantized)
+    held = {"quantized": arguments.quantized, "offload": arguments.offload}
+    return FaithDiff.load(stored, dtype=dtype, mesh=mesh, loras=loras, **held)
 
 
 def use_cache(folder: str) -> None:

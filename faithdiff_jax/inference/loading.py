@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from faithdiff_jax.config import from_dict
@@ -21,6 +22,8 @@ from faithdiff_jax.weights.stored_files import CONFIG, section
 
 PRESETS = "presets"
 """Under `restore:` in a model directory's config.yaml, beside its default options."""
+DENOISING = ("unet", "alignment")
+"""Parts that are at work at every step."""
 MODEL_FILE = re.compile(r"config\.yaml|\w+\.safetensors|tokenizer(_\d+)?/[^/]+")
 
 
@@ -78,10 +81,13 @@ def load_parameters(
     mesh: Mesh | None,
     loras: Sequence[tuple[LoRAFile, float]] = (),
     quantized: str | None = None,
+    *,
+    offload: bool = False,
 ) -> dict[str, Params]:
     """Part name -> its parameters, in `dtype`, spread over the mesh if there is one.
 
-    LoRA is added, and kernels are brought into 8 bits, as they are read.
+    LoRA is added, and kernels are brought into 8 bits, as they are read. With `offload`, parts that do not denoise are
+    NumPy arrays: a program brings them to its devices, and they are gone from there when it is done.
 
     Raises:
         InputError: parameters that do not fit the configuration.
@@ -101,6 +107,8 @@ def load_parameters(
             return array
 
         params[part] = stored.load(part, dtype=dtype, sharding=sharding, finish=finish)
+        if offload and part not in DENOISING:
+            params[part] = jax.tree.map(np.asarray, params[part])
     return params
 
 

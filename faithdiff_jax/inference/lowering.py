@@ -9,15 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan, Text, plan_sampling
-from faithdiff_jax.inference.loading import shaped_parameters
+from faithdiff_jax.inference.loading import DENOISING, shaped_parameters
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.models.backend import trace_for
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.planning import flops
 from faithdiff_jax.sharding import bytes_on_device
-
-PARTS = ("unet", "alignment")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +59,7 @@ class PlannedRestoration:
         """Parameters and arrays, each made by `shaped(shape, dtype)`."""
         model, plan = self.model, self.plan
         height, width = (side // model.vae.factor for side in self.size)
-        params = {part: shaped_parameters(model, part, self.dtype, shaped, self.quantized) for part in PARTS}
+        params = {part: shaped_parameters(model, part, self.dtype, shaped, self.quantized) for part in DENOISING}
         latents = shaped((1, height, width, model.vae.latent_channels), jnp.float32)
         pooled = model.unet.pooled_dim
         text = Text(

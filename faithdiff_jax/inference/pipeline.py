@@ -96,6 +96,7 @@ class FaithDiff:
         mesh: Mesh | None = None,
         loras: Mapping[str, float] | None = None,
         quantized: str | None = None,
+        offload: bool = False,
     ) -> "FaithDiff":
         """Read a model directory that `faithdiff convert` or a training run wrote, and its own default options.
 
@@ -105,19 +106,23 @@ class FaithDiff:
             mesh: devices to spread over (see `sharding.make_mesh`); None for the default device.
             loras: LoRA files for SDXL (see `weights.lora_files`), each with the weight at which it is added.
             quantized: "int8" or "fp8" to hold the kernels of UNet and text encoders in 8 bits (`models.quantization`).
+            offload: hold what does not denoise (text encoders, VAE, LQ encoder) in the host's memory, and have each on
+                the device only while it is at work.
 
         Raises:
             InputError: not a model directory, or one whose parameters do not fit its configuration; a LoRA that cannot
-                be read, or is for another model; 8 bits of another kind.
+                be read, or is for another model; 8 bits of another kind; offload with several processes.
         """
         stored = path if isinstance(path, ModelDirectory) else ModelDirectory.open(pathlib.Path(path))
         defaults, presets = default_options(stored), preset_options(stored)
         dtype = jnp.dtype(dtype or cls.default_dtype())
         if quantized is not None:
             check_format(quantized)
+        if offload and jax.process_count() > 1:
+            raise InputError("offload is true: must be false where several processes share a model")
         opened = open_loras(loras or {}, stored)
         with long_task(f"reading the model {stored.path}"):
-            params = load_parameters(stored, dtype, mesh, opened, quantized)
+            params = load_parameters(stored, dtype, mesh, opened, quantized, offload=offload)
             tokenizers = Tokenizers.load(stored.tokenizers)
         return cls(stored.config, params, tokenizers, defaults=defaults, presets=presets, dtype=dtype, mesh=mesh)
 
@@ -130,6 +135,7 @@ class FaithDiff:
         mesh: Mesh | None = None,
         loras: Mapping[str, float] | None = None,
         quantized: str | None = None,
+        offload: bool = False,
     ) -> "FaithDiff":
         """`load` a model directory, or a Hugging Face repository that holds one ("owner/name"), fetched if need be.
 
@@ -139,7 +145,7 @@ class FaithDiff:
             InputError: neither a folder nor a repository that can be reached, or what `load` refuses.
         """
         folder = local_folder(os.fspath(name), model_files)
-        return cls.load(folder, dtype=dtype, mesh=mesh, loras=loras, quantized=quantized)
+        return cls.load(folder, dtype=dtype, mesh=mesh, loras=loras, quantized=quantized, offload=offload)
 
     @staticmethod
     def default_dtype() -> Any:

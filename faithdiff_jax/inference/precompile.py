@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.inference import executables
-from faithdiff_jax.inference.loading import shaped_parameters
+from faithdiff_jax.inference.loading import DENOISING, shaped_parameters
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.inference.restoration import Request, pictures_together, restore_all
@@ -20,18 +20,24 @@ from faithdiff_jax.weights.model_directory import ModelDirectory
 
 
 def model_of_shapes(
-    stored: ModelDirectory, *, dtype: DTypeLike | None = None, mesh: Mesh | None = None, quantized: str | None = None
+    stored: ModelDirectory,
+    *,
+    dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
+    quantized: str | None = None,
+    offload: bool = False,
 ) -> FaithDiff:
     """What `FaithDiff.load` gives, with shapes for parameters: for `precompile`, and for nothing else."""
     dtype = jnp.dtype(dtype or FaithDiff.default_dtype())
 
-    def shaped(shape: tuple[int, ...], of: DTypeLike) -> jax.ShapeDtypeStruct:
+    def on_mesh(shape: tuple[int, ...], of: DTypeLike) -> jax.ShapeDtypeStruct:
         sharding: Sharding | None = None if mesh is None else parameter_sharding(mesh, shape)
         return jax.ShapeDtypeStruct(shape, of, sharding=sharding)
 
-    params = {
-        part: shaped_parameters(stored.config, part, dtype, shaped, quantized) for part in part_names(stored.config)
-    }
+    params = {}
+    for part in part_names(stored.config):
+        shaped = jax.ShapeDtypeStruct if offload and part not in DENOISING else on_mesh
+        params[part] = shaped_parameters(stored.config, part, dtype, shaped, quantized)
     return FaithDiff(stored.config, params, Tokenizers.load(stored.tokenizers), dtype=dtype, mesh=mesh)
 
 
