@@ -105,7 +105,7 @@ def test_a_restoration(files, on_cpu, capsys):
     assert plan["chips"] == 1
     assert not plan["collectives"]
     assert set(plan["bytes_held"]) == {"parameters", "inputs"}
-    assert call("--restore", "64x48", *model, "--json", "steps=4") == DONE
+    assert call("--restore", "64x48", *files, "--json", "steps=4") == DONE
     assert json.loads(capsys.readouterr().out)["flops"] == pytest.approx(2 * plan["model_flops"], rel=0.2)
 
 
@@ -184,8 +184,8 @@ def test_bad_input_of_a_training(files, on_cpu, capsys, arguments, message):
         (["--restore", "1023x64"], "sides must be multiples of the VAE's 8"),
         (["--restore", "64x64", "steps=0"], "steps is 0"),
         (["--restore", "64x64", "step=3"], "step"),
-        ([], "one of the arguments --config --restore is required"),
-        (["--restore", "64x64", "--config", "stage2"], "not allowed with"),
+        ([], "one of --config, --restore is needed"),
+        (["--restore", "64x64", "--config", "stage2", "--search", "--gpu", "h100:1"], "--search: is for --config with"),
     ],
 )
 def test_bad_input_of_a_restoration(capsys, arguments, message):

@@ -32,18 +32,17 @@ def build_parser() -> Parser:
     """Describe the flags."""
     parser = Parser(DESCRIPTION)
     add = parser.add_argument
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    add(
         "--config",
         metavar="NAME_OR_YAML",
         type=types.nonempty,
         help="a training: a configuration as for faithdiff train",
     )
-    what.add_argument(
+    add(
         "--restore",
         metavar="WIDTHxHEIGHT",
         type=types.pixels,
-        help="the restoration of a picture of so many pixels, on one chip",
+        help="the restoration of a picture of so many pixels, on one chip; with --config, by the model that it trains",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -78,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     from faithdiff_jax.planning import compiler
     from faithdiff_jax.planning.chips import gpus, tpu_slice
 
+    if arguments.config is None and arguments.restore is None:
+        raise InputError("one of --config, --restore is needed")
     target = None
     if arguments.topology is not None:
         target = tpu_slice(arguments.topology)
@@ -85,14 +86,14 @@ def run(arguments: argparse.Namespace) -> int:
         target = gpus(arguments.gpu)
     if arguments.quantized is not None and arguments.restore is None:
         raise InputError("--quantized: is for --restore")
-    if arguments.search and (target is None or arguments.config is None):
+    if arguments.search and (target is None or arguments.restore is not None):
         raise InputError("--search: is for --config with --topology or --gpu")
     if target is None:
         return _count(arguments)
     compiler.prepare()
     if arguments.search:
         return _search(arguments, target)
-    plan = _training(arguments, target) if arguments.config is not None else _restoration(arguments, target)
+    plan = _training(arguments, target) if arguments.restore is None else _restoration(arguments, target)
     print(plan.json() if arguments.json else "\n".join(plan.lines()))
     sys.stdout.flush()
     _leave(DONE if plan.fits else FAILED)
@@ -106,12 +107,12 @@ def _leave(code: int) -> None:
 
 def _count(arguments: argparse.Namespace) -> int:
     """Parameters and FLOPs, without a compiler."""
-    if arguments.config is None:
+    if arguments.restore is not None:
         planned = _planned_restoration(arguments)
         figures = {"flops": planned.flops()}
         lines = [f"arithmetic            {figures['flops'] / 1e12:,.2f} TFLOP a picture"]
     else:
-        step = _planned_step(arguments)
+        step = _planned_step(arguments, arguments.overrides)
         parameters = sum(math.prod(shape) for shape in step.trained.values())
         figures = {"trained_parameters": parameters, "model_flops": step.model_flops()}
         lines = [
@@ -122,14 +123,14 @@ def _count(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _planned_step(arguments: argparse.Namespace) -> Any:
+def _planned_step(arguments: argparse.Namespace, overrides: Sequence[str]) -> Any:
     from faithdiff_jax.config import load
     from faithdiff_jax.models.config import FaithDiffConfig
     from faithdiff_jax.training.config import load_train_config
     from faithdiff_jax.training.lowering import PlannedStep
 
     # A run needs data; a plan does not look at it.
-    config = load_train_config(arguments.config, ["data.sources=[{photos: none}]", *arguments.overrides])
+    config = load_train_config(arguments.config, ["data.sources=[{photos: none}]", *overrides])
     return PlannedStep.of(config, None if arguments.model is None else load(FaithDiffConfig, arguments.model))
 
 
@@ -140,7 +141,10 @@ def _planned_restoration(arguments: argparse.Namespace) -> Any:
     from faithdiff_jax.models.config import FaithDiffConfig
 
     options = RestoreOptions().replace(**override({}, arguments.overrides))
-    model = FaithDiffConfig() if arguments.model is None else load(FaithDiffConfig, arguments.model)
+    if arguments.config is not None:
+        model = _planned_step(arguments, ()).model
+    else:
+        model = FaithDiffConfig() if arguments.model is None else load(FaithDiffConfig, arguments.model)
     width, height = arguments.restore
     if width % model.vae.factor or height % model.vae.factor:
         raise InputError(f"--restore {width}x{height}: sides must be multiples of the VAE's {model.vae.factor}")
@@ -153,7 +157,7 @@ def _training(arguments: argparse.Namespace, target: "Target") -> "Plan":
     from faithdiff_jax.planning.plan import Plan
     from faithdiff_jax.training.lowering import advice, mesh_over
 
-    step = _planned_step(arguments)
+    step = _planned_step(arguments, arguments.overrides)
     config = step.config
     mesh = mesh_over(config, compiler.slice_devices(target.topology, target.count))
     lowered, held = step.lower(mesh)
@@ -207,7 +211,7 @@ def _search(arguments: argparse.Namespace, target: "Target") -> int:
     """Plan every setting that divides, each in a process of its own, and list them."""
     from faithdiff_jax.planning.plan import GIB
 
-    step = _planned_step(arguments)
+    step = _planned_step(arguments, arguments.overrides)
     found: list[tuple[dict[str, Any], str]] = []
     tried = list(settings(step.config, step.model, target.count))
     if not tried:
