@@ -7,6 +7,7 @@ import skimage.data
 from converted import loaded
 from parity import assert_parity
 
+from faithdiff_jax.files import images
 from faithdiff_jax.inference.canvas import Canvas
 from faithdiff_jax.inference.color import fix_color
 from faithdiff_jax.inference.inputs import drawn_noise, noise_shapes
@@ -59,6 +60,14 @@ def test_colours_are_those_of_the_picture_without_padding(rng, method):
     for i, (height, width) in enumerate(sizes):
         inside = (slice(i, i + 1), slice(height), slice(width))
         assert_parity(fixed[inside], fix_color(ours[inside], theirs[inside], method, 6), 1e-6)
+
+
+def test_rows_of_the_padded_picture():
+    for multiple, scale in ((None, 2), (64, 1), (64, 3)):
+        canvas = Canvas.of(photograph(13, 61), RestoreOptions(scale=scale, multiple=multiple), loaded().config)
+        height = canvas.size[0]
+        rows = [canvas.padded_rows(row, min(row + 11, height)) for row in range(0, height, 11)]
+        np.testing.assert_array_equal(images.to_float(np.concatenate(rows)), canvas.padded()[0])
 
 
 def test_pictures_of_one_padded_size_share_every_program():

@@ -109,6 +109,22 @@ def test_a_restoration(files, on_cpu, capsys):
     assert json.loads(capsys.readouterr().out)["flops"] == pytest.approx(2 * plan["model_flops"], rel=0.2)
 
 
+def test_a_restoration_by_parts(files, on_cpu, capsys):
+    """Of a picture that streams, one chunk of tiles; the arithmetic of all is that of the picture at once."""
+    model = ["--restore", "128x128", *files[2:]]
+    cut = ["tile=32", "guidance=1", "steps=2"]
+    assert call(*model, "--topology", "v5e:2x2", "--json", *cut, "stream_above=1") == DONE
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["title"].startswith("one of 18 runs for a picture of 128x128")
+    assert set(plan["bytes_held"]) == {"parameters", "inputs", "latents"}
+    found = {}
+    for above in ("1", "99999"):
+        assert call(*model, "--json", *cut, f"stream_above={above}") == DONE
+        found[above] = json.loads(capsys.readouterr().out)["flops"]
+    assert found["1"] == pytest.approx(18 * plan["model_flops"])
+    assert found["1"] == pytest.approx(found["99999"], rel=0.2)
+
+
 def test_what_does_not_fit_ends_with_advice_and_exit_code_1(files, on_cpu, monkeypatch, capsys):
     codes = []
     monkeypatch.setattr(command, "_leave", codes.append)

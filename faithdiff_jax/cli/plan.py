@@ -109,7 +109,7 @@ def _count(arguments: argparse.Namespace) -> int:
     """Parameters and FLOPs, without a compiler."""
     if arguments.restore is not None:
         planned = _planned_restoration(arguments)
-        figures = {"flops": planned.flops()}
+        figures = {"flops": planned.flops() * planned.runs}
         lines = [f"arithmetic            {figures['flops'] / 1e12:,.2f} TFLOP a picture"]
     else:
         step = _planned_step(arguments, arguments.overrides)
@@ -192,13 +192,14 @@ def _restoration(arguments: argparse.Namespace, target: "Target") -> "Plan":
     laid_out = compiler.layout(lowered)
     count = planned.flops()
     width, height = arguments.restore
+    part = f"one of {planned.runs:,} runs for " if planned.streams else ""
     plan = Plan(
-        title=f"a picture of {width}x{height} on one chip of {target.name}: {planned.options.steps} steps, "
+        title=f"{part}a picture of {width}x{height} on one chip of {target.name}: {planned.options.steps} steps, "
         f"{len(planned.plan.corners)} tiles, {planned.plan.tile_batch} at a time, {planned.dtype.__name__}"
         + (f", kernels in {planned.quantized}" if planned.quantized else ""),
         target=replace(target, count=1),
         held=held,
-        temporary=laid_out.beside(held),
+        temporary=laid_out.beside({name: size for name, size in held.items() if name != "latents"}),
         model_flops=count,
         all_flops=count,
         traffic=traffic(laid_out.text),
