@@ -44,7 +44,7 @@ def main() -> None:
     image = images.to_float(images.upscale(square, given.side / len(square)))[None]
     side = given.side // model.config.vae.factor
     shape = (1, side, side, model.config.vae.latent_channels)
-    noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     latents = np.asarray(model.encode(image, noise, vae_tile=AT_ONCE))
     whole = np.asarray(model.decode(latents, vae_tile=AT_ONCE))
 
