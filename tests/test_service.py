@@ -355,6 +355,8 @@ def test_what_is_taken_on_before_the_end_is_finished_or_handed_back(steps):
             )
         assert service.queue.unfetched == 0
         wait_for(lambda: service.queue.idle)
+        assert {client.get(sent.headers["location"]).json()["state"] for sent in (first, second)} == {"handed back"}
+        assert not list(service.folder.iterdir())
 
 
 @pytest.mark.parametrize(
