@@ -29,6 +29,7 @@ XS_SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "_class_name": ("ControlNetXSAdapter", ("ControlNetXSAdapter",)),
     "conditioning_channels": (3, (3,)),
     "conditioning_channel_order": ("rgb", ("rgb",)),
+    "learn_time_embedding": (False, (False, True)),
     "use_linear_projection": (True, (True,)),
 }
 PUBLISHED_HINT = (16, 32, 96, 256)
