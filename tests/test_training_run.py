@@ -241,6 +241,19 @@ def test_eight_devices_then_two_then_four(tmp_path, whole):
     assert_equal_losses(run, whole)
 
 
+def test_a_step_is_in_the_log_before_it_is_saved(tmp_path, monkeypatch):
+    """Killed in between, a run would go on behind the step, and the log would never have it."""
+    run, plain, logged = tmp_path / "run", loop._Run._save, {}
+
+    def save(self, step, *arguments):
+        logged[step] = max(losses(run))
+        plain(self, step, *arguments)
+
+    monkeypatch.setattr(loop._Run, "_save", save)
+    assert train(place().command(run)) == 0
+    assert logged == {2: 2, 4: 4, 6: 6}
+
+
 def test_two_processes(tmp_path, whole, programs, start, capsys):
     """One is told to stop: both save the same step and end; one process goes on from there."""
     run = tmp_path / "run"

@@ -177,6 +177,7 @@ class _Run:
         self.checkpoints, self.watch, self.validation, self.directory = checkpoints, watch, validation, directory
         self.config = step.config
         self.watchdog, self.data_wait = Watchdog(self.config.step_timeout), DataWait()
+        self._logged = 0  # the last step that was
 
     def go(self, state: State, first: int, stop: StopSignals) -> int:
         """Take steps from `first` on; returns how many are done in all, the last of them saved."""
@@ -198,6 +199,7 @@ class _Run:
                     before, unreported = unreported, (done, metrics)
                     self._report(before)
                 if self.checkpoints.due(done):
+                    self._log(unreported)  # first: a kill between the two would leave a gap in the log
                     self._save(done, state, position)
                 self._note_saved()
                 if self.validation is not None and done % self.validation.config.every == 0:
@@ -242,18 +244,27 @@ class _Run:
         return placed_batch(batch, self.step.mesh, self.config.batch)
 
     def _report(self, reported: Reported | None) -> None:
+        """Log a step, and end the run if too many in a row were not finite."""
         if reported is None:
             return
+        self._log(reported)
         step, metrics = reported
-        values = jax.device_get(metrics)
-        waited = self.data_wait.shared() if step % self.config.watch.every == 0 else {}
-        scalars = {name: value if value.ndim else value.item() for name, value in values.items()}
-        self.watch.update(step, scalars | waited)
-        if values["skipped_in_a_row"] >= self.config.stop_after_bad_steps:
+        bad = int(metrics["skipped_in_a_row"])
+        if bad >= self.config.stop_after_bad_steps:
             raise RunError(
-                f"step {step}: loss or gradients were not finite {values['skipped_in_a_row']} times in a row; none of "
+                f"step {step}: loss or gradients were not finite {bad} times in a row; none of "
                 f"these steps was applied, and what {self.directory.checkpoints} holds is intact"
             )
+
+    def _log(self, reported: Reported | None) -> None:
+        """Log a step, if it has not been."""
+        if reported is None or reported[0] <= self._logged:
+            return
+        self._logged, metrics = reported
+        waited = self.data_wait.shared() if self._logged % self.config.watch.every == 0 else {}
+        values = jax.device_get(metrics)
+        scalars = {name: value if value.ndim else value.item() for name, value in values.items()}
+        self.watch.update(self._logged, scalars | waited)
 
     def _validate(self, step: int, state: State) -> None:
         assert self.validation is not None
