@@ -211,6 +211,7 @@ def test_batches_that_are_compiled():
 
 def test_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set")  # JAX's own is left as it is
     write(tmp_path / "in" / "a.png", photograph(16, 24))
     model = str(published_and_converted()[1])
     flags = ["--model", model, "--steps", "1", "--scale", "1", "--cache", "cache"]

@@ -34,10 +34,6 @@ WITHOUT_EFFECT = {
 BATCH = 2
 
 
-QUICKLY = {"xla_backend_optimization_level": 0}
-"""Of programs that run once: less time to compile."""
-
-
 def narrow_xs():
     return TrainedControlNetXS(levels=1)
 
@@ -64,7 +60,7 @@ def test_the_prediction(rng, make):
         expected = model.predict(*inputs, given, 1)
     parts, ours = unflatten(arrays), Networks(model.config, jnp.float32)
 
-    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    @jax.jit
     def predict(parts, pictures, latents, timesteps, *arrays):
         denoiser = ours.denoiser({part: parts[part] for part in ("unet", "alignment")})
         return denoiser(latents, timesteps, ours.lq_encoder(parts["lq_encoder"])(pictures), *arrays)
@@ -83,9 +79,7 @@ def test_every_gradient(make):
     step = make_step(config, model.config)
     trained = {path: jnp.asarray(array) for path, array in arrays.items() if path in step.labels}
     frozen = {path: jnp.asarray(array) for path, array in arrays.items() if path not in step.labels}
-    gradients, seen = jax.jit(step.gradients, compiler_options=QUICKLY)(
-        trained, frozen, batch, jnp.zeros((), jnp.int32)
-    )
+    gradients, seen = jax.jit(step.gradients)(trained, frozen, batch, jnp.zeros((), jnp.int32))
     assert_parity(np.mean(seen["losses"]), record.loss, 1e-5)
     ours = to_published(model, jax.device_get(gradients))
     assert ours.keys() == record.gradients.keys()

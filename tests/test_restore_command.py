@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import skimage.data
@@ -18,7 +17,6 @@ from converted import published_and_converted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from training_runs import kept_programs
 
 from faithdiff_jax.cli.command import Parser
 from faithdiff_jax.cli.jobs import plan_jobs
@@ -26,8 +24,10 @@ from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.cli.restore_flags import add_flags
 from faithdiff_jax.config import Range, load_yaml
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.inference import executables, pipeline
 from faithdiff_jax.inference.options import RestoreOptions, option
 from faithdiff_jax.inference.pipeline import FaithDiff
+from faithdiff_jax.inference.programs import Program
 from faithdiff_jax.inference.restoration import Restored
 
 main = functools.partial(run_command, "restore")
@@ -68,15 +68,18 @@ def infer(*arguments) -> int:
 
 
 def test_programs_are_kept_for_the_next_process(model, photos, tmp_path, monkeypatch):
-    """Those that compile in less than a second too: of a small model, most do."""
-    flags = ["--model", model, "--input", photos / "face.jpg", *QUICK, "--cache", tmp_path / "cache"]
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    jax.clear_caches()  # other tests have restored with this model
-    with kept_programs(tmp_path / "cache"):  # what is set inside is put back
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-        assert infer(*flags, "--output", tmp_path / "restored.png") == 0
-    kept = {path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()}
-    assert {"jit_encode_lq", "jit_sample", "jit_decode"} <= kept
+    flags = ["--model", model, "--input", photos / "face.jpg", *QUICK, "--cache", tmp_path / "cache", "--output"]
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set")  # JAX's own is left as it is
+    try:
+        pipeline._programs.cache_clear()  # what other tests have compiled
+        assert infer(*flags, tmp_path / "first") == 0
+        pipeline._programs.cache_clear()
+        monkeypatch.setattr(Program, "_jit", lambda self: pytest.fail(f"{self.function.__name__} was traced"))
+        assert infer(*flags, tmp_path / "second") == 0
+    finally:
+        executables.keep_in(None)
+        pipeline._programs.cache_clear()
+    assert (tmp_path / "first" / "face.png").read_bytes() == (tmp_path / "second" / "face.png").read_bytes()
 
 
 def test_a_folder_is_restored_and_then_skipped(model, photos, tmp_path, capsys):

@@ -143,11 +143,9 @@ def use_cache(folder: str) -> None:
 
     from faithdiff_jax.inference import executables
 
-    if not folder:
-        return
     path = pathlib.Path(folder).expanduser()
-    executables.keep_in(path / "executables")
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    executables.keep_in(path / "executables" if folder else None)
+    if folder and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(path))
         # JAX's own second leaves out what is compiled operation by operation.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
