@@ -71,14 +71,14 @@ def main() -> None:
             for kind in KINDS:
                 if number == 0 and kind == KINDS[0]:
                     continue  # the first round fills the caches
-                place = pathlib.Path(cache) / kind.replace("'", "")
+                place = pathlib.Path(cache) / str(KINDS.index(kind))
                 command = [sys.executable, __file__, *sys.argv[1:], "--child", kind, "--cache", str(place)]
                 output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment).stdout
                 if number:
                     found[kind].append(json.loads(output.splitlines()[-1]))
         sizes = {
-            kind: sum(path.stat().st_size for path in pathlib.Path(cache).glob(f"{kind.replace(chr(39), '')}/**/*"))
-            for kind in KINDS
+            kind: sum(path.stat().st_size for path in pathlib.Path(cache, str(number)).rglob("*") if path.is_file())
+            for number, kind in enumerate(KINDS)
         }
     print(f"a picture of {options.size}, medians of {options.rounds}, {found[KINDS[0]][0]['backend']}")
     print(f"{'':16}{'seconds':>10}{'CPU seconds':>14}{'kept, MB':>10}")

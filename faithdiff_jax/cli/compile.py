@@ -4,7 +4,15 @@ import argparse
 
 from faithdiff_jax.cli import arguments as types
 from faithdiff_jax.cli.command import Parser
-from faithdiff_jax.cli.option_flags import add_model_flags, add_option_flags, mesh_of, model_options, use_cache
+from faithdiff_jax.cli.option_flags import (
+    add_model_flags,
+    add_option_flags,
+    add_preset_flag,
+    held_as,
+    mesh_of,
+    model_options,
+    use_cache,
+)
 from faithdiff_jax.cli.progress import log_above_the_bar
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.options import RestoreOptions
@@ -27,7 +35,7 @@ def build_parser() -> Parser:
         help="of pictures before they are enlarged; may be repeated",
     )
     what.add_argument("--input", type=types.folder, metavar="DIR", help="a folder with pictures of the sizes")
-    parser.add_argument("--preset", type=types.nonempty, metavar="NAME", help="one of the model's presets")
+    add_preset_flag(parser)
     add_option_flags(parser.add_argument_group("options of a restoration", "As for faithdiff restore."), RestoreOptions)
     return parser
 
@@ -49,9 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     if store is None:
         raise InputError("several processes share this computation: compile is for one")
     with log_above_the_bar():
-        dtype = None if arguments.dtype == "auto" else arguments.dtype
-        held = {"quantized": arguments.quantized, "offload": arguments.offload}
-        model = model_of_shapes(stored, dtype=dtype, mesh=mesh, **held)
+        model = model_of_shapes(stored, mesh=mesh, **held_as(arguments))
         precompile(model, sizes, options)
     print(f"{store.saved} programs compiled, {store.found} were there: {store.folder}")
 

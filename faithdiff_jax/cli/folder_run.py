@@ -35,7 +35,7 @@ from faithdiff_jax.files import images
 from faithdiff_jax.files.captions import find_caption, read_caption, trim_caption
 from faithdiff_jax.files.listing import list_images
 from faithdiff_jax.files.manifest import Manifest
-from faithdiff_jax.files.rows import save_restored_rows
+from faithdiff_jax.files.rows import save_restored
 from faithdiff_jax.inference import restoration
 from faithdiff_jax.inference.making import Making
 
@@ -224,23 +224,25 @@ class FolderRun:
                 found.append(word)
         return found
 
-    def _write(self, done: Loaded, restored: "np.ndarray | StreamedPicture", maps: Mapping[str, np.ndarray]) -> Loaded:
-        """On a thread; the result itself comes last, so that nothing is missing beside it."""
-        begin = time.perf_counter()
+    def _write_beside(self, done: Loaded, restored: np.ndarray, maps: Mapping[str, np.ndarray]) -> None:
+        """Comparison and attribution, where they were asked for."""
         job, picture = done.job, done.picture
-        text = self.making.text(job.seed, done.caption)
-        if not isinstance(restored, np.ndarray):
-            if self.arguments.compare:
-                done.notes.append("no comparison, the picture is too large for one")
-            done.notes += save_restored_rows(job.target, restored, picture, text)
-            done.seconds["write"] = time.perf_counter() - begin
-            return done
         if self.arguments.compare:
             reference = _reference(job.source, restored.shape, self.arguments.references)
             images.save_image(job.sheet, comparison(picture.rgb, restored, reference), icc_profile=picture.icc_profile)
         for word, attribution in maps.items():
             images.save_image(job.maps[word], attribution_sheet(restored, word, attribution))
-        done.notes += images.save_restored(job.target, restored, picture, self.options.scale, text)
+
+    def _write(self, done: Loaded, restored: "np.ndarray | StreamedPicture", maps: Mapping[str, np.ndarray]) -> Loaded:
+        """On a thread; the result itself comes last, so that nothing is missing beside it."""
+        begin = time.perf_counter()
+        job, picture = done.job, done.picture
+        text = self.making.text(job.seed, done.caption)
+        if isinstance(restored, np.ndarray):
+            self._write_beside(done, restored, maps)
+        elif self.arguments.compare:
+            done.notes.append("no comparison, the picture is too large for one")
+        done.notes += save_restored(job.target, restored, picture, self.options.scale, text)
         done.seconds["write"] = time.perf_counter() - begin
         return done
 

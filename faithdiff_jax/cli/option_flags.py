@@ -59,6 +59,16 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--cache", default="~/.cache/faithdiff-jax", metavar="DIR", help="for compiled programs; '' for none")
 
 
+def add_preset_flag(parser: argparse.ArgumentParser) -> None:
+    """Which of the model's own choices of options is meant; for `model_options`."""
+    parser.add_argument(
+        "--preset",
+        type=types.nonempty,
+        metavar="NAME",
+        help="one of the model's presets of the options below; the small one has faithful and detailed",
+    )
+
+
 def add_option_flags(group: argparse._ActionsContainer, options: type, names: Collection[str] | None = None) -> None:
     """A flag for each field of a class of options, or for those of these names; nothing is put where none is given."""
     for field in dataclasses.fields(options):
@@ -132,9 +142,13 @@ def load_model(
     from faithdiff_jax.inference.pipeline import FaithDiff
 
     use_cache(arguments.cache)
+    return FaithDiff.load(stored, mesh=mesh, loras=loras, **held_as(arguments))
+
+
+def held_as(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How parameters are held, as `FaithDiff.load` takes it."""
     dtype = None if arguments.dtype == "auto" else arguments.dtype
-    held = {"quantized": arguments.quantized, "offload": arguments.offload}
-    return FaithDiff.load(stored, dtype=dtype, mesh=mesh, loras=loras, **held)
+    return {"dtype": dtype, "quantized": arguments.quantized, "offload": arguments.offload}
 
 
 def use_cache(folder: str) -> None:

@@ -3,7 +3,7 @@
 from faithdiff_jax.cli import arguments as types
 from faithdiff_jax.cli import describe
 from faithdiff_jax.cli.command import Parser
-from faithdiff_jax.cli.option_flags import add_model_flags, add_option_flags
+from faithdiff_jax.cli.option_flags import add_model_flags, add_option_flags, add_preset_flag
 from faithdiff_jax.inference.options import RestoreOptions
 
 FORMATS = ("png", "jpg", "webp", "tif")
@@ -13,12 +13,7 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
     """The command's flags: files and devices here, everything else from the fields of `options`."""
     add = parser.add_argument
     add_model_flags(parser)
-    add(
-        "--preset",
-        type=types.nonempty,
-        metavar="NAME",
-        help="one of the model's presets of the options below; the small one has faithful and detailed",
-    )
+    add_preset_flag(parser)
     add(
         "--input", type=types.path, required=True, metavar="PATH", help="a picture (JPEG, PNG, WebP, TIFF), or a folder"
     )

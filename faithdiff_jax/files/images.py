@@ -195,24 +195,6 @@ def picture_file(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def save_restored(
-    path: str | os.PathLike[str], restored: UInt8[np.ndarray, "h w 3"], source: Picture, scale: float, text: str
-) -> list[str]:
-    """`save_image` of a picture that was made of another, larger by `scale`, with alpha, gray and profile of that one.
-
-    Returns:
-        A short sentence for each thing that was done.
-    """
-    notes, alpha = [], None
-    if source.alpha is not None:
-        alpha = upscale(source.alpha, scale)
-        notes.append("alpha upscaled with Lanczos")
-    if source.gray:
-        notes.append("written as gray")
-    save_image(path, restored, alpha=alpha, gray=source.gray, icc_profile=source.icc_profile, text=text)
-    return notes
-
-
 def to_float(image: UInt8[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """uint8 of any shape to float32 in [-1, 1]: 0 maps to -1 and 255 to 1."""
     if image.dtype != np.uint8:

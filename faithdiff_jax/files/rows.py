@@ -6,7 +6,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, runtime_checkable
 
 import numpy as np
 import tifffile
@@ -14,7 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo, putchunk
 
-from faithdiff_jax.files.images import TEXT_KEY, Picture, output_format, picture_file, profile_fits, save_image
+from faithdiff_jax.files import images
+from faithdiff_jax.files.images import TEXT_KEY, Picture, output_format, picture_file, profile_fits
 
 Bands = Iterable[UInt8[np.ndarray, "rows W c"]]
 """Rows of a picture from top to bottom, some at a time."""
@@ -46,6 +47,7 @@ def upscale_rows(
     return np.asarray(rows)[start - top : stop - top]
 
 
+@runtime_checkable
 class Rows(Protocol):
     """A picture that comes by rows: its `shape` is (H, W, 3), `bands` gives some rows at a time from top to bottom."""
 
@@ -55,17 +57,24 @@ class Rows(Protocol):
         """As above."""
 
 
-def save_restored_rows(path: str | os.PathLike[str], restored: Rows, source: Picture, text: str) -> list[str]:
-    """`images.save_restored` of a picture that comes by rows."""
-    notes, (height, width, _), alpha = [], restored.shape, source.alpha
-    if alpha is not None:
-        notes.append("alpha upscaled with Lanczos")
-    if source.gray:
-        notes.append("written as gray")
-    rows = None if alpha is None else functools.partial(upscale_rows, alpha, (height, width))
+def save_restored(
+    path: str | os.PathLike[str], restored: UInt8[np.ndarray, "h w 3"] | Rows, source: Picture, scale: float, text: str
+) -> list[str]:
+    """Write a picture that was made of another, larger by `scale`, with alpha, gray and profile of that one.
+
+    Returns:
+        A short sentence for each thing that was done.
+    """
     how: dict[str, Any] = {"gray": source.gray, "icc_profile": source.icc_profile, "text": text}
-    save_rows(path, restored.bands(), (height, width), alpha=rows, **how)
-    return notes
+    alpha = source.alpha
+    if isinstance(restored, np.ndarray):
+        images.save_image(path, restored, alpha=None if alpha is None else images.upscale(alpha, scale), **how)
+    else:
+        size = restored.shape[:2]
+        rows = None if alpha is None else functools.partial(upscale_rows, alpha, size)
+        save_rows(path, restored.bands(), size, alpha=rows, **how)
+    done = {"alpha upscaled with Lanczos": alpha is not None, "written as gray": source.gray}
+    return [sentence for sentence, is_done in done.items() if is_done]
 
 
 def save_rows(
@@ -98,7 +107,7 @@ def save_rows(
     name, (height, width) = output_format(path, alpha=alpha is not None), size
     if name not in ("PNG", "TIFF"):
         rgb, whole_alpha = np.concatenate(list(bands)), None if alpha is None else alpha(0, height)
-        save_image(path, rgb, alpha=whole_alpha, gray=gray, icc_profile=icc_profile, text=text)
+        images.save_image(path, rgb, alpha=whole_alpha, gray=gray, icc_profile=icc_profile, text=text)
         return
     channels = (1 if gray else 3) + (alpha is not None)
     profile = icc_profile if icc_profile is not None and profile_fits(icc_profile, gray) else None

@@ -9,6 +9,7 @@ a large model takes seconds as well.
 """
 
 import contextlib
+import contextvars
 import functools
 import hashlib
 import logging
@@ -17,7 +18,6 @@ import pathlib
 import pickle
 import platform as machine
 import stat
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -102,13 +102,7 @@ class Executables:
         return self.folder / (key + ENDING)
 
 
-class _Current(threading.local):
-    """What a thread's programs do when they meet new shapes."""
-
-    only_compile = False
-
-
-_current = _Current()
+_only_compile: contextvars.ContextVar[bool] = contextvars.ContextVar("only_compile", default=False)
 _kept: Executables | None = None
 
 
@@ -130,16 +124,16 @@ def kept() -> Executables | None:
 @contextlib.contextmanager
 def only_compile() -> Iterator[None]:
     """Inside, programs compile and do not run: their results are zeros, and parameters may be shapes."""
-    before, _current.only_compile = _current.only_compile, True
+    token = _only_compile.set(True)
     try:
         yield
     finally:
-        _current.only_compile = before
+        _only_compile.reset(token)
 
 
 def compiles_only() -> bool:
     """Whether programs run, or compile only."""
-    return _current.only_compile
+    return _only_compile.get()
 
 
 def compiled_anew(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
@@ -193,10 +187,8 @@ def key_of(name: str, identity: str, arguments: Sequence[Any], static: Sequence[
 def _described(leaf: Any) -> str:
     aval = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
     sharding = getattr(leaf, "sharding", None)
-    place = "" if sharding is None or len(sharding.device_set) == 1 else str(sharding)
-    if sharding is not None and len(sharding.device_set) == 1:
-        (device,) = sharding.device_set
-        place = "" if device == jax.devices()[0] else str(device.id)
+    # What lies on the default device alone, or nowhere yet, is one program.
+    place = "" if sharding is None or sharding.device_set == {jax.devices()[0]} else sharding
     return f"{aval.shape} {aval.dtype} {getattr(aval, 'weak_type', False)} {place}"
 
 

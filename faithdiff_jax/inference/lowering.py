@@ -63,9 +63,11 @@ class PlannedRestoration:
         programs, shaped = Programs(self.model, dtype=self.dtype), jax.ShapeDtypeStruct
         if self.streams:
             params, *arrays = self._cut_arguments(shaped)
-            program = functools.partial(_swapped_kind, programs.predict_cut.function, self.plan, self._kind)
+            program = functools.partial(_swapped, programs.predict_cut.function, (self.plan, self._kind))
             return flops.count(program, params, *arrays)
-        return flops.count(functools.partial(_swapped, programs.sample.function, self.plan), *self._arguments(shaped))
+        return flops.count(
+            functools.partial(_swapped, programs.sample.function, (self.plan,)), *self._arguments(shaped)
+        )
 
     def lower(self, device: jax.Device) -> tuple[jax.stages.Lowered, dict[str, int]]:
         """Traced and lowered for a TPU's device, and bytes of what it holds, by what that is.
@@ -96,7 +98,7 @@ class PlannedRestoration:
         plan, programs = self.plan, Programs(self.model, dtype=self.dtype)
         params, inputs = self._arguments(shaped)
         inputs = dataclasses.replace(inputs, features=None, step_noise=None)
-        begin = functools.partial(_swapped, programs.begin.function, plan)
+        begin = functools.partial(_swapped, programs.begin.function, (plan,))
         prepared = jax.tree.map(lambda x: shaped(x.shape, x.dtype), jax.eval_shape(begin, params, inputs)[0])
         tile, chunk = (1, *plan.tile), (plan.tile_batch, *plan.tile)
         channels = self.model.vae.latent_channels
@@ -131,9 +133,6 @@ class PlannedRestoration:
         return params, inputs
 
 
-def _swapped_kind(predict: Any, plan: SamplingPlan, kind: Evaluation, params: Any, *arrays: Any) -> Any:
-    return predict(params, plan, kind, *arrays)
-
-
-def _swapped(sample: Any, plan: SamplingPlan, params: Any, inputs: SamplingInputs) -> Any:
-    return sample(params, plan, inputs)
+def _swapped(program: Any, static: tuple[Any, ...], params: Any, *arrays: Any) -> Any:
+    """A program that takes parameters, what is static and arrays, in the order for `functools.partial`."""
+    return program(params, *static, *arrays)

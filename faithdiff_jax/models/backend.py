@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 PLATFORMS = ("cuda", "rocm", "tpu", "cpu")
 
 _traced_for: contextvars.ContextVar[str | None] = contextvars.ContextVar("traced_for", default=None)
-_forced: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("forced", default=())
+_forced: contextvars.ContextVar[tuple[contextvars.ContextVar[Any], ...]] = contextvars.ContextVar("forced", default=())
 
 
 def platform() -> str:
@@ -41,7 +41,7 @@ def trace_for(name: str) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def setting(variable: contextvars.ContextVar[Value], value: Value) -> Iterator[None]:
     """Give a context variable, which changes what is traced, a value for the time of a `with` block."""
-    token, others = variable.set(value), _forced.set((*_forced.get(), f"{variable.name}={value}"))
+    token, others = variable.set(value), _forced.set((*_forced.get(), variable))
     try:
         yield
     finally:
@@ -51,4 +51,4 @@ def setting(variable: contextvars.ContextVar[Value], value: Value) -> Iterator[N
 
 def forced() -> tuple[str, ...]:
     """The choices that `setting` makes at this moment: a program traced now is another one than without them."""
-    return _forced.get()
+    return tuple(f"{variable.name}={variable.get()}" for variable in _forced.get())

@@ -26,20 +26,14 @@ class EncoderCopy(Steerer):
     """A copy of the UNet's encoder half that sees LQ features as well as the latents."""
 
     def __init__(self, config: UNetConfig, feature_channels: int | None, *, make: Layers):
-        """`feature_channels` are those of the LQ features; None for features that are embedded already."""
         self.config = config
         self.encoder = EncoderHalf(dataclasses.replace(config, guidance_dim=None), make=make)
-        width = config.channels[0]
-        self.hint = None if feature_channels is None else make.conv3x3(feature_channels, width, zeros=True)
+        super().__init__(feature_channels, config.channels[0], make=make)
 
     @property
     def embedding_dim(self) -> int:
         """Width of the copy's own embedding."""
         return self.config.embedding_dim
-
-    def embed(self, features: Float[Array, "b h w f"]) -> Float[Array, "b h w c"]:
-        """LQ features (B, h, w, F) -> condition (B, h, w, channels[0])."""
-        return features if self.hint is None else self.hint(features)
 
     def embed_timesteps(self, timesteps: Real[Array, "b"], of_unet: Float[Array, "b e"]) -> Float[Array, "b e2"]:
         """The UNet's embedding (B, E) and that of the copy: (B, 2 E)."""

@@ -129,11 +129,10 @@ class ControlNetXS(Steerer):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        """`feature_channels` are those of the LQ features; None for features that are embedded already."""
         make = Layers(rngs, dtype, param_dtype)
         self.config, self.unet = config, unet
         width, levels = config.channels[0], len(unet.channels)
-        self.hint = None if feature_channels is None else make.conv3x3(feature_channels, width, zeros=True)
+        super().__init__(feature_channels, width, make=make)
         self.conv_in = make.conv3x3(unet.in_channels, width)
         self.control_to_base_for_conv_in = make.conv1x1(width, unet.channels[0], zeros=True)
         mixed = config.time_embedding_mix is not None
@@ -148,10 +147,6 @@ class ControlNetXS(Steerer):
             connections.append(XSConnections([skips.pop() for _ in base], base, make=make))
             incoming = unet.channels[level]
         self.up_connections = nnx.List(connections)
-
-    def embed(self, features: Float[Array, "b h w f"]) -> Float[Array, "b h w c"]:
-        """LQ features (B, h, w, F) -> condition (B, h, w, channels[0])."""
-        return features if self.hint is None else self.hint(features)
 
     def embed_timesteps(self, timesteps: Real[Array, "b"], of_unet: Float[Array, "b e"]) -> Float[Array, "b e"]:
         """The UNet's embedding (B, E), with that of its own mixed in."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Real
 
+from faithdiff_jax.models.layers import Layers
 from faithdiff_jax.models.reuse import TextKeysValues, TextSources
 
 
@@ -47,14 +48,18 @@ class Steerer(nnx.Module):
     What it needs of the noise level and of the texts comes with what the UNet needs, computed once for all steps.
     """
 
+    def __init__(self, feature_channels: int | None, width: int, *, make: Layers):
+        """`feature_channels` are those of the LQ features; None for features that are embedded already, at `width`."""
+        self.hint = None if feature_channels is None else make.conv3x3(feature_channels, width, zeros=True)
+
     @property
     def embedding_dim(self) -> int:
         """Width of its own embedding of timesteps and texts, behind the UNet's."""
         return 0
 
     def embed(self, features: Float[Array, "b h w f"]) -> Float[Array, "b h w c"]:
-        """LQ features (B, h, w, F) -> condition (B, h, w, C); once an image."""
-        raise NotImplementedError
+        """LQ features (B, h, w, F) -> condition (B, h, w, width); once an image."""
+        return features if self.hint is None else self.hint(features)
 
     def embed_timesteps(self, timesteps: Real[Array, "b"], of_unet: Float[Array, "b e"]) -> Float[Array, "b e2"]:
         """What stands in the place of the UNet's embedding (B, E) of timesteps: it, and the steerer's own behind it."""

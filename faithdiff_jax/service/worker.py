@@ -7,12 +7,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from faithdiff_jax.errors import Cancelled
 from faithdiff_jax.files import images
-from faithdiff_jax.files.rows import save_restored_rows
+from faithdiff_jax.files.rows import save_restored
 from faithdiff_jax.files.sheets import at_most
 from faithdiff_jax.inference import restoration
 from faithdiff_jax.inference.making import Making
@@ -92,10 +91,7 @@ class Worker(threading.Thread):
         try:
             making = dataclasses.replace(self._making, options=job.options)
             text = making.text(job.options.seed, job.caption)
-            if isinstance(restored, np.ndarray):
-                job.notes += images.save_restored(job.target, restored, picture, job.options.scale, text)
-            else:
-                job.notes += save_restored_rows(job.target, restored, picture, text)
+            job.notes += save_restored(job.target, restored, picture, job.options.scale, text)
         except Exception as error:
             self._failed(job, error)
         else:
