@@ -21,7 +21,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Before the package is imported: from here on its functions that state an array's shape refuse what does not have it.
-# Commands that a test starts run without, as users' do. Only modules that state shapes: the hook wraps every function of
+# Commands that a test starts run without, as users' do. Only modules that state shapes: the hook wraps each function of
 # a module, and on all of them that took a seventh of the time of a run.
 ROOT = Path(__file__).parent.parent
 STATE_SHAPES = [
