@@ -133,5 +133,7 @@ def _profiled(folder: pathlib.Path | None) -> contextlib.AbstractContextManager[
         return contextlib.nullcontext()
     import jax
 
+    from faithdiff_jax.training.profile import settings
+
     folder.mkdir(parents=True, exist_ok=True)
-    return jax.profiler.trace(str(folder))
+    return jax.profiler.trace(str(folder), profiler_options=settings())
