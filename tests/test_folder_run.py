@@ -1,87 +1,23 @@
 """A folder through `faithdiff restore`, with a model that only enlarges: order, manifest, resuming, faults, signals."""
 
-import functools
 import json
-import pathlib
 import random
 import signal
-import subprocess
-import sys
 import time
-import types
 
 import numpy as np
 import pytest
-from PIL import Image
+from folder_runs import enlarged, enlarging, lines, opened, records, restore, started, wait_for, write
 
 from faithdiff_jax import SMALL_MODEL
-from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.manifest import NAME
-from faithdiff_jax.inference.restoration import Restored
 from faithdiff_jax.weights.model_directory import ModelDirectory
-
-STUB = """
-import sys, time, types
-import numpy as np
-from faithdiff_jax import SMALL_MODEL
-from faithdiff_jax.cli import restore
-from faithdiff_jax.cli.main import run_command
-from faithdiff_jax.inference import restoration
-from faithdiff_jax.weights.model_directory import ModelDirectory
-
-def restore_all(model, requests, options):
-    time.sleep(float(sys.argv[1]))
-    return [restoration.Restored(image=np.repeat(np.repeat(one.image, 4, 0), 4, 1), seconds={}) for one in requests]
-
-restoration.restore_all = restore_all
-restore.load_model = lambda *given: types.SimpleNamespace(config=ModelDirectory.open(SMALL_MODEL).config)
-print("begins", flush=True)
-sys.exit(run_command("restore", sys.argv[2:]))
-"""
-
-
-def enlarged(image: np.ndarray) -> np.ndarray:
-    return np.repeat(np.repeat(image, 4, 0), 4, 1)
 
 
 @pytest.fixture
 def batches(monkeypatch) -> list[list[tuple[tuple[int, int], int]]]:
-    """What went through the model: size and seed of each picture, batch by batch."""
-    seen = []
-
-    def restore_all(model, requests, options):
-        seen.append([(one.image.shape[:2], one.seed) for one in requests])
-        if any(one.image.shape[:2] == (13, 13) for one in requests):
-            raise MemoryError
-        return [Restored(image=enlarged(one.image), seconds={"denoise": 0.1}) for one in requests]
-
-    model = types.SimpleNamespace(config=ModelDirectory.open(SMALL_MODEL).config)
-    monkeypatch.setattr("faithdiff_jax.cli.restore.load_model", lambda *given: model)
-    monkeypatch.setattr("faithdiff_jax.inference.restoration.restore_all", restore_all)
-    return seen
-
-
-def opened(path: pathlib.Path) -> Image.Image:
-    with Image.open(path) as picture:
-        picture.load()
-        return picture
-
-
-def write(folder: pathlib.Path, **sizes: tuple[int, int]) -> pathlib.Path:
-    folder.mkdir(exist_ok=True)
-    rng = np.random.default_rng(0)
-    for name, size in sizes.items():
-        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{name}.png")
-    return folder
-
-
-def restore(*arguments: object) -> int:
-    return run_command("restore", [str(argument) for argument in arguments])
-
-
-def records(folder: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / NAME).read_text().splitlines()]
+    return enlarging(monkeypatch)
 
 
 def test_pictures_of_one_padded_size_go_together(batches, tmp_path):
@@ -234,32 +170,11 @@ def test_bad_flags(tmp_path, capsys, flags, message):
     assert not (tmp_path / "out").exists()
 
 
-def started(tmp_path: pathlib.Path, seconds: float, *flags: str) -> subprocess.Popen:
-    stub = tmp_path / "stub.py"
-    stub.write_text(STUB)
-    given = ["--input", tmp_path / "in", "--output", tmp_path / "out", *flags]
-    command = [sys.executable, stub, str(seconds), *given]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "begins\n"
-    return process
-
-
-def wait_for(ready: functools.partial, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def lines(out: pathlib.Path) -> int:
-    return (out / NAME).read_bytes().count(b"\n") if (out / NAME).exists() else 0
-
-
 def test_two_runs_and_ctrl_c(tmp_path):
     """A second run is refused; Ctrl-C finishes what is in hand and leaves the rest to the next run."""
     write(tmp_path / "in", **{f"p{number}": (8, 8) for number in range(30)})
     out = tmp_path / "out"
-    process = started(tmp_path, 0.3)
+    (process,) = started(tmp_path, 0.3)
     wait_for(lambda: lines(out) >= 1)
     assert restore("--input", tmp_path / "in", "--output", out) == 2  # refused before a model is read
     process.send_signal(signal.SIGINT)
@@ -278,13 +193,13 @@ def test_kill_at_random_moments(tmp_path):
     write(tmp_path / "in", **{f"p{number}": (24, 24 + number % 5) for number in range(count)})
     out, lots = tmp_path / "out", random.Random(0)
     for _ in range(10):
-        process = started(tmp_path, 0.1, "--batch", "2")
+        (process,) = started(tmp_path, 0.1, "--batch", "2")
         before = lines(out)
         wait_for(lambda: lines(out) > before or process.poll() is not None)  # noqa: B023
         time.sleep(lots.random() * 0.15)
         process.kill()
         process.communicate()
-    process = started(tmp_path, 0)
+    (process,) = started(tmp_path, 0)
     process.communicate()
     assert process.returncode == 0
     made = [record["result"] for record in records(out)]

@@ -27,7 +27,7 @@ from faithdiff_jax.cli.exit_codes import DONE
 from faithdiff_jax.cli.explain import explain
 from faithdiff_jax.cli.jobs import Job
 from faithdiff_jax.cli.progress import say
-from faithdiff_jax.cli.restore_records import source_record
+from faithdiff_jax.cli.restore_records import note_found, source_record
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.attribution import attribution_sheet
 from faithdiff_jax.evaluation.pictures import comparison
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 THREADS = 2
 """That read, and as many that write, while devices work."""
+WAIT = 0.5
+"""Seconds between two looks at what other processes have in hand."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -70,6 +72,7 @@ class FolderRun:
         self.options = making.options
         self.faults: list[str] = []
         self.code = DONE
+        self._aside: list[Job] = []
 
     def restore(self, jobs: Sequence[Job], *, alone: bool = False) -> None:
         """Do the jobs; a failed one is noted and stops no other, unless it is `alone` or the disk is full.
@@ -77,18 +80,27 @@ class FolderRun:
         Raises:
             KeyboardInterrupt: it was asked for once, and what was in hand is done; or it was asked for twice.
         """
-        batches = collections.deque(self._batches(jobs))
+        with _asked_to_stop() as stop, tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1) as bar:
+            while jobs and not stop():
+                self._work(self._batches(jobs), alone, bar, stop)
+                jobs = self._left_by_others(bar, stop)
+            if stop():
+                raise KeyboardInterrupt
+
+    def _work(self, batches: Sequence[list[Job]], alone: bool, bar: "tqdm[Any]", stop: Callable[[], bool]) -> None:
+        """Do what of the batches no other process has in hand; what one has is put aside."""
+        waiting = collections.deque(batches)
         reading: collections.deque[list[tuple[Job, concurrent.futures.Future[Loaded]]]] = collections.deque()
         writing: collections.deque[tuple[Job, concurrent.futures.Future[Loaded]]] = collections.deque()
         with (
-            _asked_to_stop() as stop,
             concurrent.futures.ThreadPoolExecutor(THREADS) as readers,
             concurrent.futures.ThreadPoolExecutor(THREADS) as writers,
-            tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1) as bar,
         ):
-            while (batches or reading) and not stop():
-                while batches and len(reading) < 2:
-                    reading.append([(job, readers.submit(self._read, job)) for job in batches.popleft()])
+            while (waiting or reading) and not stop():
+                while waiting and len(reading) < 2:
+                    reading.append(
+                        [(job, readers.submit(self._read, job)) for job in self._ours(waiting.popleft(), bar)]
+                    )
                 loaded: list[Loaded] = []
                 for job, future in reading.popleft():
                     with self._noted(job, alone, bar):
@@ -105,8 +117,38 @@ class FolderRun:
                     future.cancel()
             for job, future in writing:
                 self._finish(job, future, alone, bar)
-            if stop():
-                raise KeyboardInterrupt
+
+    def _ours(self, jobs: Sequence[Job], bar: "tqdm[Any]") -> list[Job]:
+        """Those that are left to do, now claimed; those that another process has in hand are put aside."""
+        ours = []
+        for job in jobs:
+            if not self.kept.claim(job.target.name):
+                self._aside.append(job)
+            elif self.kept.done_elsewhere(job.target.name):
+                self._is_done(job, bar)
+            elif self.kept.shared and os.path.lexists(job.target):  # its process was killed before it had a line
+                note_found(job, self.kept)
+                self._is_done(job, bar)
+            else:
+                ours.append(job)
+        return ours
+
+    def _left_by_others(self, bar: "tqdm[Any]", stop: Callable[[], bool]) -> list[Job]:
+        """Of what was put aside, what its process did not finish: waits until there is some, or all is done."""
+        said = False
+        while self._aside and not stop():
+            aside, self._aside = self._aside, []
+            if ours := self._ours(aside, bar):
+                return ours
+            if self._aside and not said:
+                say(f"waiting for {len(self._aside)} pictures that other processes have in hand")
+                said = True
+            time.sleep(WAIT if self._aside else 0)
+        return []
+
+    def _is_done(self, job: Job, bar: "tqdm[Any]") -> None:
+        self.kept.release(job.target.name)
+        bar.update()
 
     def _finish(self, job: Job, future: "concurrent.futures.Future[Loaded]", alone: bool, bar: "tqdm[Any]") -> None:
         with self._noted(job, alone, bar):
@@ -114,7 +156,7 @@ class FolderRun:
             restored = {"input": _size(done.picture.rgb), "seconds": done.seconds, "error": None, "notes": done.notes}
             described = {"caption": done.caption, **self.making.described(job.seed), **restored}
             self.kept.add(job.target.name, {**done.source, "seed": job.seed, **described})
-            bar.update()
+            self._is_done(job, bar)
             for note in done.notes:
                 say(f"{job.source}: {note}")
             say(f"{job.source} -> {job.target}")
@@ -135,7 +177,7 @@ class FolderRun:
             trace(error)
             self.code = max(self.code, code)  # bad input goes before a failed run
             self.faults.append(line if str(job.source) in line else f"{job.source}: {line}")
-            bar.update()
+            self._is_done(job, bar)
 
     def _batches(self, jobs: Sequence[Job]) -> list[list[Job]]:
         """Jobs of one padded size after one another, by what the headers of their files say, in order of appearance."""

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     loras = lora_files(arguments, stored)
     seeds = _seeds(arguments, options)
     jobs = plan_jobs(arguments.input, arguments.output, arguments.format, arguments.attribute, seeds)
-    with log_above_the_bar(), _made(arguments.output), manifest.opened(arguments.output) as kept:
+    with log_above_the_bar(), _made(arguments.output), _manifest(arguments) as kept:
         making = Making(options, stored.digest, loras, arguments.dtype, arguments.quantized)
         todo, left_out = choose(jobs, kept, making, arguments)
         code = report_faults(left_out, len(jobs), "results failed before and are left out (--retry-failed)")
@@ -69,6 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
         finally:
             report_faults(work.faults, len(todo), "pictures could not be restored")
     return max(code, work.code)
+
+
+def _manifest(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[manifest.Manifest]:
+    return manifest.opened(arguments.output, shared=arguments.shared)
 
 
 def _seeds(arguments: argparse.Namespace, options: RestoreOptions) -> Sequence[int]:
@@ -105,6 +109,8 @@ def _check_companions(arguments: argparse.Namespace) -> None:
         raise InputError("--references: is for --compare, which is not given")
     if arguments.captions is not None and arguments.caption:
         raise InputError("--caption and --captions: give one of them")
+    if arguments.shared and arguments.overwrite:
+        raise InputError("--shared and --overwrite: give one of them, no process knows what another has done again")
     describe.check(arguments)
     if arguments.attribute and not (arguments.captions or arguments.caption or arguments.caption_from):
         raise InputError("--attribute: is for words of a caption, give --caption, --captions or --caption-from")

@@ -22,6 +22,11 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
     add("--overwrite", action="store_true", help="do pictures again whose result exists")
     add("--retry-failed", action="store_true", help="do pictures again that could not be restored before")
     add(
+        "--shared",
+        action="store_true",
+        help="share the work with every other process that was given this flag and the same folders",
+    )
+    add(
         "--seeds",
         type=types.wholes,
         metavar="N,N,...",

@@ -37,8 +37,7 @@ def choose(
         if os.path.lexists(job.target):
             done += 1
             if record is None or record.get("error"):
-                # Of another program, or written just before a crash.
-                kept.add(job.target.name, {**source_record(job), "seed": job.seed, "error": None, "found": True})
+                note_found(job, kept)
             elif not record.get("found") and not _made_alike(record, making, job):
                 others += 1
         elif not arguments.retry_failed and record is not None and _fails_again(record, making, job):
@@ -50,6 +49,18 @@ def choose(
     if others:
         print(f"{others} of these were made with another model or other options")
     return todo, left_out
+
+
+def note_found(job: Job, kept: Manifest) -> None:
+    """Add a result that has no line: of another program, or written just before a crash.
+
+    One that another process has in hand is that one's matter.
+    """
+    name = job.target.name
+    if kept.claim(name):
+        if not kept.done_elsewhere(name):
+            kept.add(name, {**source_record(job), "seed": job.seed, "error": None, "found": True})
+        kept.release(name)
 
 
 def _fails_again(record: Mapping[str, Any], making: Making, job: Job) -> bool:

@@ -1,7 +1,7 @@
 """A folder's manifest: one JSON line for each result that was made or failed, appended as it is done.
 
-The last line of a result counts. A line that was cut off by a crash is dropped when the manifest is opened again; while
-it is open, no other process opens it.
+The last line of a result counts. A line that was cut off by a crash is dropped before another one is added. While a
+manifest is open no other process opens it, unless all of them share it: then each claims a result before it makes it.
 """
 
 import contextlib
@@ -10,10 +10,11 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files.reading import parse_json, read_bytes
+from faithdiff_jax.files import claims as claims_
+from faithdiff_jax.files.reading import parse_json, require_file
 
 NAME = "manifest.jsonl"
 LARGEST = 2**30  # bytes, about a million results
@@ -27,12 +28,23 @@ class Manifest:
     Attributes:
         path: of the file, which is there once something has been added.
         records: name of the result -> its last record, plain data.
+        elsewhere: names of results that other processes have added since it was opened.
     """
 
-    def __init__(self, path: pathlib.Path, records: dict[str, dict[str, Any]]):
-        """Take what `opened` has read."""
+    def __init__(self, path: pathlib.Path, claims: claims_.Claims | None):
+        """Read what is there; `claims` if the manifest is shared."""
         self.path = path
-        self.records = records
+        self.records: dict[str, dict[str, Any]] = {}
+        self.elsewhere: set[str] = set()
+        self._claims = claims
+        self._read_to = self._lines = 0
+        self.refresh()
+        self.elsewhere.clear()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may have it open too."""
+        return self._claims is not None
 
     def add(self, name: str, record: Mapping[str, Any]) -> None:
         """Append the record of a result: all of its line, or nothing.
@@ -43,61 +55,108 @@ class Manifest:
         record = {RESULT: _key(name), **record}
         line = (json.dumps(record) + "\n").encode()
         try:
-            with self.path.open("ab", buffering=0) as file:
-                before = file.tell()
+            with self._turn(), self.path.open("a+b", buffering=0) as file:
+                self._take_in(file)
                 try:
                     if file.write(line) != len(line):
                         raise OSError(28, os.strerror(28))  # ENOSPC: what was written is what there was room for
                 except OSError:
-                    file.truncate(before)
+                    file.truncate(self._read_to)
                     raise
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+        self._read_to += len(line)
+        self._lines += 1
         self.records[record[RESULT]] = record
 
     def get(self, name: str) -> dict[str, Any] | None:
         """The last record of a result, or None."""
         return self.records.get(_key(name))
 
+    def claim(self, name: str) -> bool:
+        """Take a result in hand, with what was added meanwhile; False if another process has it.
+
+        Raises:
+            InputError: see `refresh`.
+        """
+        if self._claims is None:
+            return True
+        if not self._claims.take(_key(name)):
+            return False
+        self.refresh()
+        return True
+
+    def release(self, name: str) -> None:
+        """Give a result back, once it has its record."""
+        if self._claims is not None:
+            self._claims.release(_key(name))
+
+    def done_elsewhere(self, name: str) -> bool:
+        """Whether another process has added a record of a result since the manifest was opened."""
+        return _key(name) in self.elsewhere
+
+    def refresh(self) -> None:
+        """Read what was added since.
+
+        Raises:
+            InputError: it cannot be read, or a line of it is no record.
+        """
+        if not os.path.lexists(self.path):
+            return
+        if require_file(self.path, "manifest") > LARGEST:
+            raise InputError(f"{self.path}: too large for a manifest, at most {LARGEST:,} bytes are read")
+        try:
+            with self._turn(), self.path.open("rb", buffering=0) as file:
+                self._take_in(file)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
+
+    def _turn(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._claims is None else self._claims.turn()
+
+    def _take_in(self, file: BinaryIO) -> None:
+        """Read on to the end of the last whole line; what follows it, a process was killed while it wrote."""
+        self._read_to = min(self._read_to, file.seek(0, os.SEEK_END))  # somebody may have taken the file away
+        file.seek(self._read_to)
+        data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(self.path, self._read_to + len(whole))
+        for line in whole.split(b"\n")[:-1]:
+            record = _record(line, f"{self.path}: line {self._lines + 1}")
+            self._lines += 1
+            self.records[record[RESULT]] = record
+            self.elsewhere.add(record[RESULT])
+        self._read_to += len(whole)
+
 
 @contextlib.contextmanager
-def opened(folder: pathlib.Path) -> Iterator[Manifest]:
-    """The manifest of a folder that exists, which is locked until the block ends.
+def opened(folder: pathlib.Path, *, shared: bool = False) -> Iterator[Manifest]:
+    """The manifest of a folder that exists, which is locked until the block ends, but for others that share it.
 
     Raises:
         InputError: another process has it open; it cannot be read; or a line of it is no record.
     """
-    path = folder / NAME
-    with _locked(folder):
-        yield Manifest(path, _read(path))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_locked(folder, shared))
+        claims = stack.enter_context(claims_.opened(folder)) if shared else None
+        yield Manifest(folder / NAME, claims)
 
 
-def _read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    if not os.path.lexists(path):
-        return {}
-    data = read_bytes(path, LARGEST, "manifest")
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):  # a process was killed while it wrote
-        try:
-            os.truncate(path, len(whole))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    records = {}
-    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
-        where = f"{path}: line {number}"
-        remedy = "rename the file to begin a new one"
-        try:
-            record = parse_json(line, where)
-        except InputError as error:
-            raise InputError(f"{error}; {remedy}") from None
-        if not isinstance(record, dict) or not isinstance(record.get(RESULT), str):
-            raise InputError(f"{where}: must be a record that names its {RESULT}; {remedy}")
-        records[record[RESULT]] = record
-    return records
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    """The record of a line; InputError for anything else."""
+    remedy = "rename the file to begin a new one"
+    try:
+        record = parse_json(line, where)
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from None
+    if not isinstance(record, dict) or not isinstance(record.get(RESULT), str):
+        raise InputError(f"{where}: must be a record that names its {RESULT}; {remedy}")
+    return record
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
+def _locked(folder: pathlib.Path, shared: bool) -> Iterator[None]:
     """Hold a lock on the folder itself, which leaves no file behind; it goes with the process."""
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -105,9 +164,10 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
         raise InputError(f"{folder}: cannot be opened ({error.strerror})") from None
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{folder}: another run is writing to it; wait for it, or name another folder") from None
+            remedy = "wait for it, name another folder, or give --shared to both"
+            raise InputError(f"{folder}: another run is writing to it; {remedy}") from None
         except OSError:
             pass  # a file system without locks
         yield
