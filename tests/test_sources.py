@@ -1,9 +1,14 @@
 """Sources: what is found in folders and shards, and what is refused."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -214,7 +219,7 @@ def test_an_interrupted_run_is_continued_to_the_same_bytes(tmp_path):
     make_shards(source, "photos", whole, 2)
     with pytest.raises(KeyboardInterrupt):
         make_shards(Interrupted(tmp_path / "photos"), "photos", broken, 2)
-    with pytest.raises(InputError, match="only 1 of 3 shards are written, run make_shards again"):
+    with pytest.raises(InputError, match="only 1 of 3 shards are written, run `faithdiff shards` again"):
         ShardSource(broken)
     first = broken / "shard-00000-of-00003.arrayrecord"
     before = first.stat().st_mtime_ns
@@ -223,6 +228,59 @@ def test_an_interrupted_run_is_continued_to_the_same_bytes(tmp_path):
     names = sorted(path.name for path in whole.iterdir())
     assert names == sorted(path.name for path in broken.iterdir())
     assert all((whole / name).read_bytes() == (broken / name).read_bytes() for name in names)
+
+
+def test_processes_share_the_work_and_any_of_them_may_be_killed(tmp_path, capsys):
+    """Processes of their own: two write at once, a third is killed within a shard and another takes its place."""
+    for number in range(7):
+        write(tmp_path / "photos" / f"{number}.png", SMALL + number)
+    (tmp_path / "photos" / "8.png").write_bytes(b"nothing")
+    source, whole, shared = PhotoFolder(tmp_path / "photos"), tmp_path / "whole", tmp_path / "shared"
+    make_shards(source, "photos", whole, 1)
+    shared.mkdir()
+    flags = ["shards", "--photos", tmp_path / "photos", "--output", shared, "--records-per-shard", "1"]
+
+    def start(process: int, code: str = "") -> subprocess.Popen:
+        call = [*map(str, flags), "--processes", "3", "--process-id", str(process)]
+        text = f"{code}\nimport sys\nfrom faithdiff_jax.cli.main import main\nsys.exit(main({call!r}))"
+        return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+
+    killed = (
+        "import os, signal\nfrom faithdiff_jax.data import shard_writer\n"
+        "pack = shard_writer.pack\n"
+        "def stop(record): return os.kill(os.getpid(), signal.SIGKILL) if '5' in record.name else pack(record)\n"
+        "shard_writer.pack = stop"
+    )
+    running = [start(0), start(1), start(2, killed)]
+    outputs = [process.communicate(timeout=100)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 2, -signal.SIGKILL], outputs  # 2: 8.png
+    assert re.search(r"shards of 8, the others are other processes' to write", outputs[0])
+    with pytest.raises(InputError, match="only 7 of 8 shards are written, run `faithdiff shards` again"):
+        ShardSource(shared)
+    # Fewer processes than before take up what is left.
+    capsys.readouterr()
+    assert run_command("shards", [*map(str, flags), "--processes", "2", "--process-id", "1"][1:]) == 2
+    assert "8.png: not a picture" in capsys.readouterr().err
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == sorted(path.name for path in shared.iterdir() if not path.name.endswith(".tmp"))
+    assert all((whole / name).read_bytes() == (shared / name).read_bytes() for name in names)
+    assert len(ShardSource(shared)) == 7
+
+
+def test_shards_that_an_earlier_version_left_unfinished(tmp_path):
+    """It kept one manifest, of the shards so far."""
+    for number in range(3):
+        write(tmp_path / "photos" / f"{number}.png", SMALL + number)
+    source, folder = PhotoFolder(tmp_path / "photos"), tmp_path / "shards"
+    whole = make_shards(source, "photos", folder, 1)
+    for note in folder.glob("shard-*.json"):
+        note.unlink()
+    (folder / whole.shards[2].file).unlink()
+    dataclasses.replace(whole, shards=whole.shards[:2]).save(folder)
+    with pytest.raises(InputError, match="only 2 of 3 shards are written"):
+        ShardSource(folder)
+    assert make_shards(source, "photos", folder, 1) == whole
+    assert len(ShardSource(folder)) == 3
 
 
 def test_unusable_records_are_left_out_and_named(tmp_path, photos, capsys):
@@ -239,6 +297,11 @@ def test_the_command(tmp_path, capsys):
     assert run_command("shards", [*flags, "--records-per-shard", "2"]) == 0
     assert "3 records in 2 shards" in capsys.readouterr().out
     assert run_command("shards", [*flags, "--records-per-shard", "0"]) == 2
+    assert run_command("shards", [*flags, "--records-per-shard", "3"]) == 2
+    assert "holds shards of other inputs" in capsys.readouterr().err
+    assert run_command("shards", [*flags, "--processes", "2", "--process-id", "2"]) == 2
+    assert "--process-id 2: must be below --processes, 2" in capsys.readouterr().err
+    (tmp_path / "shards" / MANIFEST).unlink()
     assert run_command("shards", [*flags, "--records-per-shard", "3"]) == 2
     assert "holds shards of other inputs" in capsys.readouterr().err
     assert run_command("shards", ["--photos", str(tmp_path / "none"), "--output", str(tmp_path)]) == 2

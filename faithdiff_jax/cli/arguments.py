@@ -159,6 +159,16 @@ def address(text: str) -> str:
     return text
 
 
+def check_process_id(process_id: int, processes: int) -> None:
+    """Refuse the number of a process that is not one of so many.
+
+    Raises:
+        InputError: it is not below their number.
+    """
+    if process_id >= processes:
+        raise InputError(f"--process-id {process_id}: must be below --processes, {processes}")
+
+
 def pixels(text: str) -> tuple[int, int]:
     """WIDTHxHEIGHT of a picture."""
     sides = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)

@@ -125,8 +125,7 @@ def _check_processes(arguments: argparse.Namespace) -> None:
         raise InputError(
             "--distributed: asks the cluster for --coordinator, --processes and --process-id, leave them out"
         )
-    if arguments.process_id >= arguments.processes:
-        raise InputError(f"--process-id {arguments.process_id}: must be below --processes, {arguments.processes}")
+    types.check_process_id(arguments.process_id, arguments.processes)
 
 
 def _start_processes(jax: Any, arguments: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """Records in ArrayRecord shards: their bytes, the manifest beside them, and the source that reads them.
 
 A shard holds records one by one, for random access, and as they are: pictures are compressed already. The manifest
-`shards.json` says what there is, so that a missing or short shard is found at the start and not a day later.
+`shards.json` says what there is, so that a missing or short shard is found at the start and not a day later. Until all
+shards are there, each that is has a manifest of its own beside it.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -21,6 +23,7 @@ from faithdiff_jax.files.reading import read_json, require_file
 from faithdiff_jax.files.writing import write_text
 
 MANIFEST = "shards.json"
+NOTES = "shard-[0-9]*-of-[0-9]*[0-9].json"
 WRITER_OPTIONS = "group_size:1,uncompressed"
 FORMAT = "faithdiff-jax shards, version 1"
 KINDS = ("photos", "pairs")
@@ -79,20 +82,28 @@ class Manifest:
         """How many shards there are once all are written."""
         return -(-self.inputs // self.inputs_per_shard)
 
-    def save(self, folder: Path) -> None:
+    @property
+    def is_complete(self) -> bool:
+        """Whether all shards are written."""
+        return len(self.shards) == self.shard_count
+
+    def save(self, folder: Path, name: str = MANIFEST) -> None:
         """Write the manifest into the folder, whole or not at all."""
-        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1))
+        write_text(folder / name, json.dumps(asdict(self), indent=1))
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
+    def load(cls, folder: Path, name: str = MANIFEST) -> "Manifest":
         """Read a folder's manifest.
 
         Raises:
             InputError: it is missing, cannot be read, is of another format, or holds other types or values.
         """
-        path = folder / MANIFEST
+        path = folder / name
         if not os.path.lexists(path):
-            raise InputError(f"{folder}: no {MANIFEST} there, so not a folder of shards")
+            written = [note.stem for note in folder.glob(NOTES)]
+            if not written:
+                raise InputError(f"{folder}: no {name} there, so not a folder of shards")
+            _refuse_unfinished(folder, len(written), int(written[0].rpartition("-")[2]))
         content = read_json(path, LARGEST_MANIFEST)
         if not isinstance(content, dict) or "format" not in content:
             raise InputError(f"{path}: not a manifest of shards")
@@ -111,9 +122,8 @@ class ShardSource:
     def __init__(self, folder: Path | str):
         root = Path(folder)
         manifest = Manifest.load(root)
-        if len(manifest.shards) < manifest.shard_count:
-            done = f"{len(manifest.shards)} of {manifest.shard_count} shards"
-            raise InputError(f"{folder}: only {done} are written, run make_shards again to finish it")
+        if not manifest.is_complete:  # as earlier versions left it
+            _refuse_unfinished(folder, len(manifest.shards), manifest.shard_count)
         for shard in manifest.shards:
             _check_file(root / shard.file, shard.bytes)
         self.folder = os.fspath(folder)
@@ -181,6 +191,11 @@ def unpack(data: bytes) -> Record:
         raise ValueError("not a record") from error
 
 
+def shard_name(number: int, count: int, suffix: str = ".arrayrecord") -> str:
+    """Give the file name of a shard, numbered from 0, or with ".json" that of its own manifest."""
+    return f"shard-{number:05}-of-{count:05}{suffix}"
+
+
 def digest(names: Iterable[str]) -> str:
     """Give a short text that changes with any name or their order."""
     return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -197,6 +212,11 @@ class _WholeFile:
     @property
     def take(self) -> int:
         return self.examples_in_shard
+
+
+def _refuse_unfinished(folder: Path | str, done: int, count: int) -> NoReturn:
+    what = f"only {done} of {count} shards are written" if done < count else f"no {MANIFEST} there"
+    raise InputError(f"{folder}: {what}, run `faithdiff shards` again to finish it")
 
 
 def _check_file(path: Path, size: int) -> None:
