@@ -2,10 +2,10 @@
 
 import contextlib
 import io
-import shutil
 
 import numpy as np
 import pytest
+from browser import launched, needs_chromium
 from pictures import coordinates, write
 from PIL import Image
 
@@ -13,9 +13,7 @@ from faithdiff_jax.evaluation.comparison import compare
 from faithdiff_jax.evaluation.gallery import GalleryOptions, write_gallery
 from faithdiff_jax.evaluation.measured import measure
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra browser)")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH (Debian: apt-get install chromium)")
+pytestmark = needs_chromium
 
 RED, BLUE = (200, 40, 40), (40, 40, 200)
 HOSTILE = '<img src="http://x.invalid" onerror="document.title=1">'
@@ -48,11 +46,8 @@ def page_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as programs:
-        # Without the sandbox, which containers do not allow; the page is our own.
-        started = programs.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as started:
         yield started
-        started.close()
 
 
 @contextlib.contextmanager

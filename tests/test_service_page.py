@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import shutil
 import threading
 import time
 
@@ -13,6 +12,7 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="gradio is not installed (the extra page)")
 import uvicorn
+from browser import launched, needs_chromium
 from serving import Steps, opened, picture, service_of
 
 from faithdiff_jax.service.app import build_app
@@ -20,10 +20,8 @@ from faithdiff_jax.service.guard import Guard
 from faithdiff_jax.service.page import mount
 from faithdiff_jax.service.server import bound, url_of
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra browser)")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH (Debian: apt-get install chromium)"),
+    needs_chromium,
     pytest.mark.filterwarnings("default"),  # those of Gradio are not ours
 ]
 WAIT = 60_000  # milliseconds
@@ -40,11 +38,8 @@ def steps(monkeypatch) -> Steps:
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as programs:
-        # Without the sandbox, which containers do not allow; the page is our own.
-        started = programs.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as started:
         yield started
-        started.close()
 
 
 @contextlib.contextmanager
@@ -105,7 +100,10 @@ def test_restoring_and_history(browser, steps):
         page.wait_for_selector("#preview img")
         steps.free.set()
         says(page, "Done: 4 steps, seed 7")
-        page.wait_for_function("document.querySelectorAll('#slider img').length == 2")
+        page.wait_for_function(
+            "(images => images.length == 2 && images.every(image => image.naturalWidth))"
+            "([...document.querySelectorAll('#slider img')])"
+        )
         shown = page.evaluate("[...document.querySelectorAll('#slider img')].map(image => image.naturalWidth)")
         assert shown == [120, 120]
         with page.expect_download() as download:
