@@ -11,8 +11,7 @@ from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.errors import Cancelled, InputError
 from faithdiff_jax.files import spill
 from faithdiff_jax.files.images import load_image
-from faithdiff_jax.inference.color import adain, adain_levels
-from faithdiff_jax.inference.streaming import level_counts
+from faithdiff_jax.inference.color import adain, adain_levels, level_counts
 from faithdiff_jax.models.vae import VAEConfig
 
 # Latents of 26x14 in tiles of 8. Cases share what they compile wherever they can.

@@ -79,6 +79,27 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Yields whether Ctrl-C was pressed, which then only asks; pressed again, it interrupts."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        asked.set()
+        os.write(2, b"\nfinishing the pictures in hand; Ctrl-C again stops at once\n")
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _flushed(body: Callable[[], int | None]) -> int:
     """Call the body, and notice here, not after the last line of Python, that the output cannot be written."""
     try:

@@ -11,17 +11,14 @@ import dataclasses
 import errno
 import os
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from faithdiff_jax.cli.command import trace
+from faithdiff_jax.cli.command import asked_to_stop, trace
 from faithdiff_jax.cli.describe import Captions
 from faithdiff_jax.cli.exit_codes import DONE
 from faithdiff_jax.cli.explain import explain
@@ -37,6 +34,8 @@ from faithdiff_jax.files.listing import list_images
 from faithdiff_jax.files.manifest import Manifest
 from faithdiff_jax.files.rows import save_restored
 from faithdiff_jax.inference import restoration
+from faithdiff_jax.inference.color import Tint
+from faithdiff_jax.inference.frames import Frames
 from faithdiff_jax.inference.making import Making
 
 if TYPE_CHECKING:
@@ -60,18 +59,27 @@ class Loaded:
     notes: list[str]
     seconds: dict[str, float]
     source: dict[str, Any]
+    tint: Tint | None
 
 
 class FolderRun:
     """One run; `faults` are lines about pictures that failed, `code` the worst of their exit codes."""
 
     def __init__(
-        self, model: "FaithDiff", making: Making, kept: Manifest, arguments: argparse.Namespace, made: Captions
+        self,
+        model: "FaithDiff",
+        making: Making,
+        kept: Manifest,
+        arguments: argparse.Namespace,
+        made: Captions,
+        sources: Sequence[pathlib.Path],
     ):
+        """`sources` are all pictures of the folder, also those that need nothing done."""
         self.model, self.making, self.kept, self.arguments, self.made = model, making, kept, arguments, made
         self.options = making.options
         self.faults: list[str] = []
         self.code = DONE
+        self._frames = None if making.frames is None else Frames(sources, making.frames)
         self._aside: list[Job] = []
 
     def restore(self, jobs: Sequence[Job], *, alone: bool = False) -> None:
@@ -80,7 +88,7 @@ class FolderRun:
         Raises:
             KeyboardInterrupt: it was asked for once, and what was in hand is done; or it was asked for twice.
         """
-        with _asked_to_stop() as stop, tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1) as bar:
+        with asked_to_stop() as stop, tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1) as bar:
             while jobs and not stop():
                 self._work(self._batches(jobs), alone, bar, stop)
                 jobs = self._left_by_others(bar, stop)
@@ -212,7 +220,8 @@ class FolderRun:
                 results: list[Any] = [(image, maps)]
             else:
                 requests = [
-                    restoration.Request(image=one.picture.rgb, caption=one.caption, seed=one.job.seed) for one in loaded
+                    restoration.Request(image=one.picture.rgb, caption=one.caption, seed=one.job.seed, tint=one.tint)
+                    for one in loaded
                 ]
                 found = restoration.restore_all(self.model, requests, self.options)
                 results = [(restored.image, {}) for restored in found]
@@ -248,10 +257,16 @@ class FolderRun:
                 notes.append("no caption found, restored without one")
             else:
                 caption = read_caption(found) if arguments.keep_captions else trim_caption(read_caption(found))
-        words = self._words_of(caption, notes)
-        seconds = {"read": time.perf_counter() - begin}
+        tint = None if self._frames is None else self._frames.tint(job.source, picture.rgb)
         return Loaded(
-            job=job, picture=picture, caption=caption, words=words, notes=notes, seconds=seconds, source=source
+            job=job,
+            picture=picture,
+            caption=caption,
+            words=self._words_of(caption, notes),
+            notes=notes,
+            seconds={"read": time.perf_counter() - begin},
+            source=source,
+            tint=tint,
         )
 
     def _words_of(self, caption: str, notes: list[str]) -> list[str]:
@@ -314,24 +329,3 @@ def _is_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-@contextlib.contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C was pressed, which then only asks; pressed again, it interrupts."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        asked.set()
-        os.write(2, b"\nfinishing the pictures in hand; Ctrl-C again stops at once\n")
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

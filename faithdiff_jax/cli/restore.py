@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from faithdiff_jax.cli import describe
+from faithdiff_jax.cli import describe, frames
 from faithdiff_jax.cli.command import Parser, report_faults
 from faithdiff_jax.cli.jobs import Job, plan_jobs
 from faithdiff_jax.cli.option_flags import load_model, lora_files, mesh_of, model_options
@@ -46,8 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     loras = lora_files(arguments, stored)
     seeds = _seeds(arguments, options)
     jobs = plan_jobs(arguments.input, arguments.output, arguments.format, arguments.attribute, seeds)
+    if arguments.frames is not None:
+        jobs = frames.ordered(jobs)
     with log_above_the_bar(), _made(arguments.output), _manifest(arguments) as kept:
-        making = Making(options, stored.digest, loras, arguments.dtype, arguments.quantized)
+        making = Making(options, stored.digest, loras, arguments.dtype, arguments.quantized, arguments.frames)
         todo, left_out = choose(jobs, kept, making, arguments)
         code = report_faults(left_out, len(jobs), "results failed before and are left out (--retry-failed)")
         if not todo:
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         from faithdiff_jax.cli.folder_run import FolderRun
 
-        work = FolderRun(model, making, kept, arguments, made)
+        work = FolderRun(model, making, kept, arguments, made, list(dict.fromkeys(job.source for job in jobs)))
         try:
             with _profiled(arguments.profile):
                 work.restore(todo, alone=len(jobs) == 1)
@@ -112,6 +114,7 @@ def _check_companions(arguments: argparse.Namespace) -> None:
     if arguments.shared and arguments.overwrite:
         raise InputError("--shared and --overwrite: give one of them, no process knows what another has done again")
     describe.check(arguments)
+    frames.check(arguments)
     if arguments.attribute and not (arguments.captions or arguments.caption or arguments.caption_from):
         raise InputError("--attribute: is for words of a caption, give --caption, --captions or --caption-from")
 

@@ -1,7 +1,7 @@
 """The flags of `faithdiff restore`: files and devices here, everything else from the fields of `RestoreOptions`."""
 
 from faithdiff_jax.cli import arguments as types
-from faithdiff_jax.cli import describe
+from faithdiff_jax.cli import describe, frames
 from faithdiff_jax.cli.command import Parser
 from faithdiff_jax.cli.option_flags import add_model_flags, add_option_flags, add_preset_flag
 from faithdiff_jax.inference.options import RestoreOptions
@@ -55,6 +55,7 @@ def add_flags(parser: Parser, options: type[RestoreOptions] = RestoreOptions) ->
         metavar="WORD",
         help="also write NAME_attribution_WORD.png: where this word of the caption took effect; may be repeated",
     )
+    frames.add_flags(parser)
     describe.add_flags(parser)
     add(
         "--profile",

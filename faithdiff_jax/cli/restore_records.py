@@ -75,7 +75,8 @@ def _fails_again(record: Mapping[str, Any], making: Making, job: Job) -> bool:
 
 def _made_alike(record: Mapping[str, Any], making: Making, job: Job) -> bool:
     described = json.loads(json.dumps(making.described(job.seed)))
-    return all(record.get(key) == described[key] for key in ("model", "loras", "dtype", "quantized", "options"))
+    keys = ("model", "loras", "dtype", "quantized", "frames", "options")
+    return all(record.get(key) == described.get(key) for key in keys)
 
 
 def _plain(name: str) -> str:

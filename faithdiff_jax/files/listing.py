@@ -1,7 +1,9 @@
 """Picture files of a folder: regular files only, in an order that is the same on every machine."""
 
+import itertools
 import logging
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -90,6 +92,12 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     for line in listing.skipped:
         logger.warning("%s", line)
     return listing.paths
+
+
+def natural_order(name: str) -> tuple[tuple[str, int], ...]:
+    """A key to sort names by, so that frame2 comes before frame10: text as text, digits (0-9) as numbers."""
+    parts = re.split("([0-9]+)", name)
+    return tuple((text, int(digits or -1)) for text, digits in itertools.zip_longest(parts[::2], parts[1::2]))
 
 
 def _is(question: Callable[[], bool]) -> bool:

@@ -8,6 +8,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from faithdiff_jax.files import images
 from faithdiff_jax.files.rows import upscale_rows
+from faithdiff_jax.inference.color import Tint
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.models.config import FaithDiffConfig
 
@@ -24,6 +25,7 @@ class Canvas:
         target: of it enlarged, without padding.
         exact_size: of it padded to whole latent pixels, as published.
         size: of it padded to multiples of `RestoreOptions.multiple`; the same as `exact_size` without that.
+        tint: the colours that the restored picture is to have, None for the picture's own.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -31,14 +33,22 @@ class Canvas:
     target: tuple[int, int]
     exact_size: tuple[int, int]
     size: tuple[int, int]
+    tint: Tint | None = None
 
     @classmethod
-    def of(cls, image: UInt8[np.ndarray, "h w 3"], options: RestoreOptions, config: FaithDiffConfig) -> "Canvas":
+    def of(
+        cls,
+        image: UInt8[np.ndarray, "h w 3"],
+        options: RestoreOptions,
+        config: FaithDiffConfig,
+        tint: Tint | None = None,
+    ) -> "Canvas":
         """For a picture (h, w, 3); InputError for one too large or too small, before anything is allocated."""
         height, width = image.shape[:2]
         size = options.padded_size(config, height, width)
         exact_size = options.replace(multiple=None).padded_size(config, height, width)
-        return cls(image, options.scale, images.target_size(height, width, options.scale), exact_size, size)
+        target = images.target_size(height, width, options.scale)
+        return cls(image, options.scale, target, exact_size, size, tint)
 
     @functools.cached_property
     def upscaled(self) -> UInt8[np.ndarray, "H W 3"]:
@@ -53,6 +63,10 @@ class Canvas:
         """
         rows, columns = self._places
         return images.to_float(self.upscaled[rows[:, None], columns])[None]
+
+    def tinted(self, enlarged: Float32[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n 3"]:
+        """Pixels of the enlarged picture, in [-1, 1], in the colours that the restored one is to have."""
+        return enlarged if self.tint is None else self.tint(enlarged)
 
     def rows(self, start: int, stop: int) -> UInt8[np.ndarray, "rows W 3"]:
         """Those rows of `upscaled`, which is not made for them."""

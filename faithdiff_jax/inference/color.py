@@ -1,11 +1,12 @@
 """Colour fixes: lend a restored image the colours of the upscaled input. Pure functions, fit for jit."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, UInt8
+from jaxtyping import Array, Float, Float32, Float64, Int, Int64, UInt8
 
 from faithdiff_jax.files import images
 from faithdiff_jax.inference.options import COLOR_FIXES, WAVELET_LEVELS
@@ -17,6 +18,20 @@ Sizes = Int[Array | np.ndarray, "b 2"]
 
 # The published 1e-5 belongs to variances of images in [0, 1]; in [-1, 1] they are four times as large.
 _VARIANCE_EPSILON = 4 * 1e-5
+_LEVELS = images.to_float(np.arange(256, dtype=np.uint8)).astype(np.float64)[None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tint:
+    """Other colours for a reference: each channel times `gain`, plus `offset`; in [-1, 1] before, about so after."""
+
+    gain: Float32[np.ndarray, " c"]
+    offset: Float32[np.ndarray, " c"]
+
+    def __call__(self, image: Float[np.ndarray, "*n c"]) -> Float[np.ndarray, "*n c"]:
+        """The image in these colours."""
+        tinted: np.ndarray = image * self.gain + self.offset
+        return tinted
 
 
 def fix_color(
@@ -52,22 +67,36 @@ def adain(image: Images, reference: Reference, sizes: Sizes | None = None) -> Fl
     return (ours - mean) / deviation * wanted_deviation + wanted_mean
 
 
-def adain_levels(counts: Int[np.ndarray, "c 256"], wanted: Int[np.ndarray, "c 256"]) -> UInt8[np.ndarray, "c 256"]:
+def adain_levels(
+    counts: Int[np.ndarray, "c 256"], wanted: Int[np.ndarray, "c 256"], tint: Tint | None = None
+) -> UInt8[np.ndarray, "c 256"]:
     """`adain` of pictures at eight bits that are too large to hold: what each channel's 256 levels become.
 
-    `counts` says how often each channel of the picture has each level, `wanted` the same of the reference. Statistics
-    are exact here; in float32, a level that is near the middle between two may become the other one.
+    `counts` says how often each channel of the picture has each level, `wanted` the same of the reference, in whose
+    place `tint` puts one of other colours. Statistics are exact here; in float32, a level that is near the middle
+    between two may become the other one.
     """
-    levels = images.to_float(np.arange(256, dtype=np.uint8)).astype(np.float64)[None]
+    (mean, deviation), (wanted_mean, wanted_deviation) = level_statistics(counts), level_statistics(wanted, tint)
+    levels = (_LEVELS - mean[:, None]) / deviation[:, None] * wanted_deviation[:, None] + wanted_mean[:, None]
+    return images.to_uint8(levels)
 
-    def statistics(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pixels = counts.sum(axis=1, keepdims=True)
-        mean = (counts * levels).sum(axis=1, keepdims=True) / pixels
-        variance = (counts * (levels - mean) ** 2).sum(axis=1, keepdims=True) / (pixels - 1)
-        return mean, np.sqrt(variance + _VARIANCE_EPSILON)
 
-    (mean, deviation), (wanted_mean, wanted_deviation) = statistics(counts), statistics(wanted)
-    return images.to_uint8((levels - mean) / deviation * wanted_deviation + wanted_mean)
+def level_counts(levels: UInt8[np.ndarray, "h w c"]) -> Int64[np.ndarray, "c 256"]:
+    """How often each channel of (H, W, C) has each of the 256 levels."""
+    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(levels, -1, 0)])
+
+
+def level_statistics(
+    counts: Int[np.ndarray, "c 256"], tint: Tint | None = None
+) -> tuple[Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
+    """From `level_counts`: mean and standard deviation of each channel in [-1, 1], as `adain` takes them."""
+    values = np.repeat(_LEVELS, len(counts), axis=0)
+    if tint is not None:
+        values = tint(values.T).T
+    pixels = counts.sum(axis=1)
+    mean = (counts * values).sum(axis=1) / pixels
+    variance = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / np.maximum(pixels - 1, 1)
+    return mean, np.sqrt(variance + _VARIANCE_EPSILON)
 
 
 def wavelet(

@@ -20,6 +20,7 @@ class Making:
         loras: LoRA files and their weights.
         dtype: that was asked for, "auto" too.
         quantized: the 8-bit format of kernels, if any.
+        frames: over how many frames on either side colours are smoothed; None where pictures are no frames.
     """
 
     options: RestoreOptions
@@ -27,12 +28,14 @@ class Making:
     loras: Mapping[str, float]
     dtype: str = "auto"
     quantized: str | None = None
+    frames: int | None = None
 
     def described(self, seed: int) -> dict[str, Any]:
         """As plain data, which says how to make the result again."""
         options = to_dict(self.options.replace(seed=seed))
         weights = {"model": self.model, "loras": dict(self.loras), "dtype": self.dtype, "quantized": self.quantized}
-        return {"version": __version__, **weights, "options": options}
+        frames = {} if self.frames is None else {"frames": self.frames}
+        return {"version": __version__, **weights, **frames, "options": options}
 
     def text(self, seed: int, caption: str) -> str:
         """What a picture says of itself: nothing that differs from run to run, such as a time."""

@@ -21,6 +21,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images
 from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.canvas import Canvas
+from faithdiff_jax.inference.color import Tint
 from faithdiff_jax.inference.decoding import decode
 from faithdiff_jax.inference.inputs import SamplingInputs, Text
 from faithdiff_jax.inference.options import RestoreOptions
@@ -44,12 +45,14 @@ class Request:
         caption: what it shows.
         seed: of its noise; None for that of the options.
         noise: instead of a seed, as `FaithDiff.restore` has it.
+        tint: the colours that the colour fix lends the result, instead of the picture's own; see `frames`.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
     caption: str = ""
     seed: int | None = None
     noise: Mapping[str, Any] | None = None
+    tint: Tint | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,8 +119,10 @@ def restore_all(
         for spent, one in zip(seconds, results, strict=True):
             spent.update(one.seconds)
         if not last:
-            images_ = [np.asarray(one.image) for one in results]
-            requests = [dataclasses.replace(one, image=image) for one, image in zip(requests, images_, strict=True)]
+            images_ = [np.asarray(one.image) for one in results]  # in their colours already
+            requests = [
+                dataclasses.replace(one, image=image, tint=None) for one, image in zip(requests, images_, strict=True)
+            ]
     return [dataclasses.replace(one, seconds=dict(spent)) for one, spent in zip(results, seconds, strict=True)]
 
 
@@ -158,7 +163,7 @@ def _restore_batch(
     """
     seconds: dict[str, float] = {}
     with timed(seconds, "encode"):
-        canvases = [Canvas.of(request.image, options, model.config) for request in requests]
+        canvases = [Canvas.of(request.image, options, model.config, request.tint) for request in requests]
         rows = [_encode(model, *pair, options) for pair in zip(requests, canvases, strict=True)]
         surplus = (1 << (len(rows) - 1).bit_length()) - len(rows)
         inputs = rows[0] if len(rows) == 1 else model.programs.join(None, rows + rows[-1:] * surplus)
@@ -225,5 +230,6 @@ def _decode(
         decoded = enlarged + decoded
     # As published, colours are fixed on the picture at eight bits, against the upscaled input.
     ours = images.to_float(images.to_uint8(decoded))
-    fixed = model.programs.fix_color(ours[None], enlarged[None], options.color_fix, options.wavelet_levels, sizes)
+    pair = ours[None], canvas.tinted(enlarged)[None]
+    fixed = model.programs.fix_color(*pair, options.color_fix, options.wavelet_levels, sizes)
     return images.to_uint8(images.crop(np.asarray(fixed)[0], height, width))

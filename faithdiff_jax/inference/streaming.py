@@ -18,7 +18,7 @@ from faithdiff_jax.files import images
 from faithdiff_jax.files.spill import Spill, check_room, spilled_size
 from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.canvas import Canvas
-from faithdiff_jax.inference.color import adain_levels
+from faithdiff_jax.inference.color import adain_levels, level_counts
 from faithdiff_jax.inference.decoding import decoded_pieces
 from faithdiff_jax.inference.inputs import SamplingInputs, Text
 from faithdiff_jax.inference.options import RestoreOptions
@@ -46,7 +46,9 @@ class StreamedPicture:
         """Take what `Decoded` has written."""
         self.shape = (*canvas.target, 3)
         self._model, self._canvas, self._options, self._decoded = model, canvas, options, decoded
-        self._levels = adain_levels(decoded.counts, canvas_counts(canvas)) if options.color_fix == "adain" else None
+        self._levels = None
+        if options.color_fix == "adain":
+            self._levels = adain_levels(decoded.counts, canvas_counts(canvas), canvas.tint)
 
     def bands(self) -> Iterator[UInt8[np.ndarray, "rows W 3"]]:
         """The picture from top to bottom, some rows at a time."""
@@ -68,7 +70,8 @@ class StreamedPicture:
             return np.stack([self._levels[channel][ours[..., channel]] for channel in range(3)], axis=-1)
         if self._options.color_fix == "none":
             return ours
-        pair = (images.to_float(rows)[None] for rows in (ours, self._canvas.rows(first, last)))
+        enlarged = self._canvas.tinted(images.to_float(self._canvas.rows(first, last)))
+        pair = images.to_float(ours)[None], enlarged[None]
         fixed = self._model.programs.fix_color(*pair, "wavelet", self._options.wavelet_levels, None)
         return images.to_uint8(np.asarray(fixed)[0])
 
@@ -105,11 +108,6 @@ class Decoded:
             self.counts += level_counts(levels)
 
 
-def level_counts(levels: UInt8[np.ndarray, "h w c"]) -> Int64[np.ndarray, "c 256"]:
-    """How often each channel of (H, W, C) has each of the 256 levels."""
-    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(levels, -1, 0)])
-
-
 def canvas_counts(canvas: Canvas) -> Int64[np.ndarray, "3 256"]:
     """`level_counts` of the enlarged picture."""
     height = canvas.target[0]
@@ -138,7 +136,7 @@ def restore_streamed(
         Cancelled: `on_step` returned False.
     """
     seconds: dict[str, float] = {}
-    canvas = Canvas.of(request.image, options, model.config)
+    canvas = Canvas.of(request.image, options, model.config, request.tint)
     check_room(spilled_size(_features_shape(model, canvas), np.float32) + spilled_size((*canvas.target, 3), np.uint8))
     with timed(seconds, "encode"):
         inputs = _inputs(model, request, canvas, options)
