@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files import places
+from faithdiff_jax.files.places import is_remote
 from faithdiff_jax.inference import about
 
 Value = TypeVar("Value")
@@ -72,8 +74,15 @@ def nonempty(text: str) -> str:
 
 
 def path(text: str) -> Path:
-    """A path."""
-    return Path(nonempty(text))
+    """A path of this machine."""
+    nonempty(text)
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text}: only a path of this machine can be given here")
+    return Path(text)
+
+
+place = _reader(lambda text: places.place(nonempty(text)))
+"""A path of this machine, or of an object store."""
 
 
 def folder(text: str) -> Path:
@@ -141,6 +150,11 @@ def output_folder(text: str) -> Path:
     if os.path.exists(found) and not os.path.isdir(found):
         raise argparse.ArgumentTypeError(f"{text}: is a file, name a folder")
     return found
+
+
+def output_place(text: str) -> Path:
+    """A folder to write to, of this machine or of an object store."""
+    return place(text) if is_remote(text) else output_folder(text)
 
 
 def mesh(text: str) -> tuple[int, int]:

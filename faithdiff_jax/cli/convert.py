@@ -65,7 +65,7 @@ def build_parser() -> Parser:
         "--variant", metavar="NAME", help="weight files to prefer, such as fp16 (default: full precision)"
     )
     parser.add_argument("--seed", type=types.whole(0), help="of the initial aligner, without --faithdiff (default: 0)")
-    parser.add_argument("--run", metavar="RUN_DIR", type=Path, help="the training run whose model to write")
+    parser.add_argument("--run", metavar="RUN_DIR", type=types.place, help="the training run whose model to write")
     parser.add_argument("--step", metavar="N", type=types.whole(0), help="the run's checkpoint (default: the newest)")
     parser.add_argument(
         "--no-ema", action="store_true", help="the run's parameters themselves, where it keeps an average of them too"

@@ -27,7 +27,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model",
-        type=types.path,
+        type=types.place,
         metavar="DIR",
         help="model directory, from faithdiff convert; else the small one included",
     )

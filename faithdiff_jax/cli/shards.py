@@ -21,7 +21,7 @@ def build_parser() -> Parser:
         "--pairs", type=types.folder, metavar="DIR", help="folder with HR/ and LR/, or HR_crops/ and LR_crops/"
     )
     add = parser.add_argument
-    add("--output", type=types.output_folder, metavar="DIR", required=True, help="folder to write the shards to")
+    add("--output", type=types.output_place, metavar="DIR", required=True, help="folder to write the shards to")
     add(
         "--captions",
         type=types.folder,

@@ -31,8 +31,8 @@ def build_parser() -> Parser:
         help="what to train: the name of a configuration that comes with the package, such as stage2, "
         "ablations/encoder_fixed or tiny/stage2, or a YAML file",
     )
-    add("--model", type=types.path, required=True, metavar="MODEL_DIR", help="the model directory to start from")
-    add("--output", type=types.path, required=True, metavar="RUN_DIR", help="the directory of the run")
+    add("--model", type=types.place, required=True, metavar="MODEL_DIR", help="the model directory to start from")
+    add("--output", type=types.place, required=True, metavar="RUN_DIR", help="the directory of the run")
     add(
         "--data",
         type=types.nonempty,  # as it was written, as a resumed run compares it

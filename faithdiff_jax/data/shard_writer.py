@@ -17,6 +17,7 @@ from faithdiff_jax.data.decode import header_size
 from faithdiff_jax.data.shards import MANIFEST, NOTES, WRITER_OPTIONS, Manifest, Shard, digest, pack, shard_name
 from faithdiff_jax.data.sources import Record, Source, check_pair_size
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.places import file_size, require_reachable
 from faithdiff_jax.files.reading import printable
 from faithdiff_jax.files.writing import replacing
 
@@ -39,6 +40,7 @@ def make_shards(
     """
     if not 1 <= records_per_shard <= LARGEST_SHARD:
         raise InputError(f"records per shard {records_per_shard}: must be from 1 to {LARGEST_SHARD:,}")
+    require_reachable(output)
     names = digest(os.path.relpath(source.name(index), source.folder) for index in range(len(source)))
     fresh = Manifest(kind, len(source), records_per_shard, names, fingerprint=source.fingerprint())
     # Of all shards, or by an earlier version of the first few: these have none of their own.
@@ -71,7 +73,7 @@ def _noted(output: Path, fresh: Manifest) -> dict[int, Manifest]:
 
 def _earlier(output: Path, name: str, fresh: Manifest) -> Manifest | None:
     """Give a manifest that an earlier run on the same inputs left, or another process."""
-    if not os.path.lexists(output / name):
+    if not (output / name).exists():
         return None
     earlier = Manifest.load(output, name)
     expected = replace(fresh, fingerprint=fresh.fingerprint if earlier.fingerprint else "")
@@ -112,7 +114,7 @@ def _write_shard(
                 progress.update()
         finally:
             writer.close()
-    shard = Shard(target.name, records, captions, target.stat().st_size)
+    shard = Shard(target.name, records, captions, file_size(target))
     note = replace(fresh, shards=(shard,), left_out=tuple(left_out))
     note.save(output, shard_name(number, fresh.shard_count, ".json"))
 

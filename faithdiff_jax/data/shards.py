@@ -19,6 +19,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from faithdiff_jax.config import from_dict
 from faithdiff_jax.data.sources import Record, fingerprint
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.places import place, require_reachable
 from faithdiff_jax.files.reading import read_json, require_file
 from faithdiff_jax.files.writing import write_text
 
@@ -99,7 +100,7 @@ class Manifest:
             InputError: it is missing, cannot be read, is of another format, or holds other types or values.
         """
         path = folder / name
-        if not os.path.lexists(path):
+        if not path.exists():
             written = [note.stem for note in folder.glob(NOTES)]
             if not written:
                 raise InputError(f"{folder}: no {name} there, so not a folder of shards")
@@ -120,7 +121,8 @@ class ShardSource:
     """
 
     def __init__(self, folder: Path | str):
-        root = Path(folder)
+        root = place(folder)
+        require_reachable(root)
         manifest = Manifest.load(root)
         if not manifest.is_complete:  # as earlier versions left it
             _refuse_unfinished(folder, len(manifest.shards), manifest.shard_count)

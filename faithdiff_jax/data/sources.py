@@ -15,6 +15,7 @@ from faithdiff_jax.data.decode import header_size
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.captions import find_caption, read_caption
 from faithdiff_jax.files.listing import PICTURE_SUFFIXES, list_pictures
+from faithdiff_jax.files.places import is_remote
 from faithdiff_jax.files.reading import read_bytes
 
 PAIR_SCALE = 4
@@ -206,6 +207,11 @@ def _caption_file(folder: str, picture: str) -> str:
 
 
 def _existing(folder: Path | str) -> str:
+    if is_remote(folder):
+        raise InputError(
+            f"{folder}: pictures are read from folders of this machine; pack them with `faithdiff shards`, and give "
+            "their shards instead"
+        )
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder")
     return os.fspath(folder)

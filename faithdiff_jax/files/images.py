@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.places import is_remote, place
 from faithdiff_jax.files.reading import require_file
 from faithdiff_jax.files.writing import replacing
 
@@ -154,7 +155,7 @@ def save_image(
     how the picture was made: in PNG a text of the name `TEXT_KEY`, in TIFF the description; others are without.
     Raises ValueError for arrays of another shape or type, InputError if the file cannot be written.
     """
-    path = Path(path)
+    path = place(path)
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ValueError(f"rgb is {rgb.dtype} {rgb.shape}, it must be uint8 (height, width, 3)")
     if alpha is not None and (alpha.dtype != np.uint8 or alpha.shape != rgb.shape[:2]):
@@ -189,7 +190,7 @@ def picture_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when the block ends, in a folder that must be there; or InputError."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder, name a file")
-    if not path.parent.is_dir():
+    if not is_remote(path) and not path.parent.is_dir():
         raise InputError(f"{path}: cannot be written, {path.parent} is not a folder")
     with replacing(path) as temporary, temporary.open("x+b") as file:
         yield file

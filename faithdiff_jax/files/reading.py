@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 import re
 import stat
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.places import file_size, is_remote, place, reached, require_reachable
 
 TEXT_LIMIT = 1 << 24  # bytes; parsed JSON may take thirty times as many
 DEPTH_LIMIT = 64  # of lists and objects in one another; a published configuration has five
@@ -24,6 +26,8 @@ def require_file(path: str | os.PathLike[str], kind: str = "file") -> int:
     Raises:
         InputError: there is nothing, a folder, a named pipe, a socket or a device, or the path cannot be looked up.
     """
+    if is_remote(path):
+        return _remote_size(place(path), kind)
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -47,13 +51,23 @@ def read_bytes(path: str | os.PathLike[str], limit: int, kind: str = "file") -> 
     """
     require_file(path, kind)
     try:
-        with open(path, "rb") as file:
+        with reached(path), place(path).open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     if len(data) > limit:
         raise InputError(f"{path}: too large for a {kind}, at most {limit:,} bytes are read")
     return data
+
+
+def _remote_size(path: pathlib.Path, kind: str) -> int:
+    with reached(path):
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, name a {kind}")
+        if not path.is_file():
+            require_reachable(path)
+            raise InputError(f"{path}: no such file")
+        return file_size(path)
 
 
 def read_text(path: str | os.PathLike[str], limit: int = TEXT_LIMIT, kind: str = "text file") -> str:

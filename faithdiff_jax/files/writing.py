@@ -4,10 +4,12 @@ import contextlib
 import os
 import pathlib
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.places import is_remote, reached
 
 
 def refuse_existing(output: pathlib.Path) -> None:
@@ -39,11 +41,19 @@ def whole(output: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a path beside `path` to write a file to; at the end it takes the place of `path`, whatever was there.
 
-    It is removed if anything fails, and what was there stays. Folders above `path` are made.
+    It is removed if anything fails, and what was there stays. Folders above `path` are made. For a remote `path` it
+    lies on this machine, and is uploaded at the end.
 
     Raises:
         InputError: `path` cannot be written to.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            local = pathlib.Path(folder, "file")
+            yield local
+            with reached(path), local.open("rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target, 2**24)
+        return
     with _appearing(path) as temporary:
         yield temporary
         os.replace(temporary, path)

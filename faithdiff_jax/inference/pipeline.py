@@ -9,7 +9,6 @@ Each step is a jitted pure function of (parameters, arrays); modules are merged 
 
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
@@ -113,7 +112,7 @@ class FaithDiff:
             InputError: not a model directory, or one whose parameters do not fit its configuration; a LoRA that cannot
                 be read, or is for another model; 8 bits of another kind; offload with several processes.
         """
-        stored = path if isinstance(path, ModelDirectory) else ModelDirectory.open(pathlib.Path(path))
+        stored = path if isinstance(path, ModelDirectory) else ModelDirectory.open(path)
         defaults, presets = default_options(stored), preset_options(stored)
         dtype = jnp.dtype(dtype or cls.default_dtype())
         if quantized is not None:

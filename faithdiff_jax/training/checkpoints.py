@@ -6,11 +6,11 @@ FOLDER/<step>/    one Orbax checkpoint of the flat state {"trained/unet.conv_in.
 The state is stored by the names of its leaves, so that optax's types are no part of the format, and so that an export
 finds parameters without knowing the optimiser. A checkpoint is written under another name, hashed, and renamed when all
 of it is there; the ones that the policy no longer keeps are removed after that. Whoever reads one checks it first.
+In an object store, which cannot rename, it has its name from the start, and Orbax's `commit_success.txt` at the end.
 """
 
 import contextlib
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,18 +18,20 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.places import is_remote, remove_tree, resolved
 from faithdiff_jax.training import checksums
 from faithdiff_jax.training.config import CheckpointConfig
 from faithdiff_jax.training.saved_checkpoints import (
+    UNFINISHED,
     load_state,
     metadata_of,
     quiet,
     reason,
     refuse_damaged,
     saved_steps,
+    unfinished,
 )
 
-UNFINISHED = "*.orbax-checkpoint-tmp"
 # A slow disk is no failure: Orbax gives up after this long.
 SAVE_SECONDS = 4 * 3600
 
@@ -46,7 +48,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path | str, config: CheckpointConfig):
-        self.folder = pathlib.Path(folder).resolve()
+        self.folder = resolved(folder)
         self._config = config
         self._saving_step: int | None = None
         self._saved_step: int | None = None
@@ -95,7 +97,7 @@ class Checkpoints:
             self._wait()
             if step in self.steps():
                 return
-            if not self.folder.is_dir():
+            if not is_remote(self.folder) and not self.folder.is_dir():
                 raise FileNotFoundError("the folder has vanished")
             self._saving_step = step
             self._orbax.save_checkpointables_async(
@@ -176,13 +178,14 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Write the checksums of the checkpoint that is about to get its name."""
-        checksums.write_checksums(self.folder / UNFINISHED.replace("*", str(self._saving_step)))
+        name = str(self._saving_step) if is_remote(self.folder) else UNFINISHED.replace("*", str(self._saving_step))
+        checksums.write_checksums(self.folder / name)
 
     def _remove_unfinished(self) -> None:
         """Give back the space of saves that were cut short."""
         if jax.process_index() == 0:
-            for path in self.folder.glob(UNFINISHED):
-                shutil.rmtree(path)
+            for path in unfinished(self.folder):
+                remove_tree(path)
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:

@@ -14,12 +14,14 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.places import is_remote, names_below
 from faithdiff_jax.files.reading import read_json
 from faithdiff_jax.files.writing import write_text
 
 MANIFEST = "checksums.json"
 METADATA = "_CHECKPOINT_METADATA"
-WRITTEN_LATE = (METADATA, "commit_success.txt")
+COMMITTED = "commit_success.txt"
+WRITTEN_LATE = (METADATA, COMMITTED)
 LARGEST_MANIFEST = 64 * 2**20  # bytes; a file has a line of about 100
 # Hashing lets go of the interpreter's lock; more threads would take cores from a training step on the CPU.
 THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))
@@ -99,11 +101,10 @@ def _entries(folder: pathlib.Path) -> dict[str, bool]:
     Without the manifest, and without what replacing it leaves where that is cut short.
     """
     entries = {}
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        replacement = path.parent == folder and name.startswith(".") and name.endswith(".tmp")
-        if name != MANIFEST and not replacement and (path.is_symlink() or not path.is_dir()):
-            entries[name] = path.is_file() and not path.is_symlink()
+    for name, path in names_below(folder):
+        replacement = "/" not in name and name.startswith(".") and name.endswith(".tmp")
+        if name != MANIFEST and not replacement:
+            entries[name] = is_remote(path) or (path.is_file() and not path.is_symlink())
     return entries
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.places import place, resolved
 from faithdiff_jax.files.writing import refuse_existing
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import part_names, part_shapes
@@ -158,7 +159,7 @@ def export_run(
 
 
 def _saved(run: pathlib.Path | str, ema: bool, step: int | None) -> Saved:
-    folder = pathlib.Path(run) / CHECKPOINTS
+    folder = place(run) / CHECKPOINTS
     steps = saved_steps(folder)
     if not steps:
         raise InputError(f"{run}: has no checkpoint yet")
@@ -235,7 +236,7 @@ def _provenance(
     parameters = "ema" if saved.kind == "ema" else "trained (the run keeps no EMA)" if ema else "trained"
     return {
         "run": {
-            "directory": str(pathlib.Path(run).absolute()),
+            "directory": str(resolved(run)),
             "step": saved.step,
             "parameters": parameters,
             "parts": [part.name for part in parts if not part.untouched],

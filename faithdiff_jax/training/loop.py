@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from faithdiff_jax.data.loader import BatchIterator
 from faithdiff_jax.data.workers import WorkerError
 from faithdiff_jax.errors import InputError, RunError
+from faithdiff_jax.files.places import place
 from faithdiff_jax.planning import flops
 from faithdiff_jax.sharding import placed_shapes
 from faithdiff_jax.training.checkpoints import Checkpoints, named_leaves
@@ -74,7 +75,7 @@ def train(
         KeyboardInterrupt: told to stop before the first step, when there is nothing to save.
     """
     with StopSignals() as stop:
-        return _train(config, pathlib.Path(model_dir), output, resume, Profile(profile), stop)
+        return _train(config, place(model_dir), output, resume, Profile(profile), stop)
 
 
 def _train(

@@ -65,7 +65,7 @@ def prepare(config: TrainConfig, model_dir: pathlib.Path) -> Preparation:
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     check_batch(config, model, mesh.size, jax.process_count())
     check_memory(config, model, mesh.size, jax.process_count())
-    tokenizers = load_tokenizers(model, model_dir)
+    tokenizers = load_tokenizers(model, stored.path)
     loader = open_loader(config, tokenizers)
     step = make_step(config, model, labels, mesh, stored, tokenizers)
     validation = None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import jax
 
+from faithdiff_jax.files.places import place
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.loop import initial_state
 from faithdiff_jax.training.preparation import placed_batch, prepare, step_flops
@@ -30,7 +31,7 @@ def rehearse(config: TrainConfig, model_dir: pathlib.Path | str) -> Iterator[str
     Raises:
         InputError: as `train`.
     """
-    prepared = prepare(config, pathlib.Path(model_dir))
+    prepared = prepare(config, place(model_dir))
     step, mesh = prepared.step, prepared.mesh
     sides = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     yield f"devices: {mesh.size} of {mesh.devices.flat[0].device_kind}, mesh {sides}"

@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.images import save_image
+from faithdiff_jax.files.places import is_remote, place, reached
 from faithdiff_jax.planning.flops import peak_tflops
 from faithdiff_jax.training.config import WatchConfig
 from faithdiff_jax.training.events import Events
-from faithdiff_jax.training.run_log import LOG, drop_after
+from faithdiff_jax.training.run_log import LOG, drop_after, open_log
 
 log = logging.getLogger("faithdiff_jax")
 
@@ -75,7 +76,7 @@ class Watch:
             InputError: a W&B project is named and W&B is not installed.
         """
         self._config = config
-        self._folder = pathlib.Path(folder)
+        self._folder = place(folder)
         self._steps, self._first = steps, first_step
         self._batch = batch
         peak = config.peak_tflops or peak_tflops(jax.local_devices()[0])
@@ -101,7 +102,7 @@ class Watch:
         with _writing(self._folder), contextlib.ExitStack() as stack:
             self._folder.mkdir(parents=True, exist_ok=True)
             drop_after(self._folder / LOG, self._first)
-            self._log = stack.enter_context((self._folder / LOG).open("a", encoding="utf-8"))
+            self._log = stack.enter_context(open_log(self._folder / LOG))
             if self._config.tensorboard:
                 self._events = Events(self._folder / "tensorboard", self._first)
                 stack.callback(self._events.close)
@@ -177,7 +178,7 @@ class Watch:
         scalars = {f"validation/{name}": value for name, value in scores.items()}
         self._write(step, scalars)
         with _writing(self._folder):
-            (self._folder / "validation").mkdir(exist_ok=True)
+            (self._folder / "validation").mkdir(parents=True, exist_ok=True)
             save_image(self._folder / "validation" / f"{step:08}.png", picture)
             if self._events is not None:
                 self._events.picture("validation/pictures", picture, step)
@@ -241,7 +242,7 @@ class Watch:
         run = self._wandb.init(
             project=self._config.wandb_project,
             name=self._folder.resolve().name,
-            dir=str(self._folder),
+            dir=None if is_remote(self._folder) else str(self._folder),
             id=name.read_text(encoding="utf-8").strip(),
             resume="allow",
         )
@@ -319,7 +320,8 @@ def _import_wandb(project: str) -> Any:
 @contextlib.contextmanager
 def _writing(folder: pathlib.Path) -> Iterator[None]:
     try:
-        yield
+        with reached(folder):
+            yield
     except OSError as error:
-        place = error.filename or folder
-        raise InputError(f"{place}: the run's log cannot be written ({error.strerror or error})") from error
+        file = error.filename or folder
+        raise InputError(f"{file}: the run's log cannot be written ({error.strerror or error})") from error

@@ -4,7 +4,8 @@ RUN_DIR/config.yaml     format, model (directory, digest), config (TrainConfig, 
 RUN_DIR/checkpoints/    see `checkpoints`
 RUN_DIR/validation/     pictures
 RUN_DIR/tensorboard/    scalars
-RUN_DIR/.lock           held by the process that writes; the system releases it when that process ends, however it ends
+RUN_DIR/.lock           held by the process that writes; the system releases it when that process ends, however it ends;
+                        none in an object store
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import yaml
 
 from faithdiff_jax.config import from_dict, load_yaml, merged, to_dict
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.places import is_remote, place, require_reachable, resolved
 from faithdiff_jax.files.writing import write_text
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.training.config import FREE_TO_CHANGE, TrainConfig, train_config
@@ -52,7 +54,7 @@ class RunDirectory:
     path: pathlib.Path
     run: Run
     lock: IO[str] | None = None
-    """None in processes that only read."""
+    """None in processes that only read, and in an object store, which has no locks."""
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -110,18 +112,20 @@ def open_run(
     """
     if resume not in RESUMES:
         raise InputError(f"resume is {resume!r}: must be one of {', '.join(RESUMES)}")
-    path = pathlib.Path(path)
-    run = Run(config=config, model_dir=model.path.absolute(), digest=model.digest)
+    path = place(path)
+    require_reachable(path)
+    run = Run(config=config, model_dir=resolved(model.source), digest=model.digest)
     _check(path, run, model, resume, is_main)
     if not is_main:
         return RunDirectory(path=path, run=run)
-    lock = _lock(path)
+    lock = None if is_remote(path) else _lock(path)
     try:
         # Again, now that nobody else can write.
         if _check(path, run, model, resume, is_main) != run:
             _write_config(path, run)
     except BaseException:
-        lock.close()
+        if lock is not None:
+            lock.close()
         raise
     return RunDirectory(path=path, run=run, lock=lock)
 
@@ -132,7 +136,8 @@ def read_run(path: pathlib.Path | str) -> Run:
     Raises:
         InputError: not a run's directory, or one of another format.
     """
-    path = pathlib.Path(path)
+    path = place(path)
+    require_reachable(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such run directory (train.py makes one)")
     run = _read(path)
@@ -209,7 +214,11 @@ def _check_checkpoints(path: pathlib.Path, found: Run, resume: str) -> None:
         return
     step, had_checkpoints = steps_logged(path)
     # Every save waits for the one before it, so that at the second the first was complete.
-    if had_checkpoints or (step and not checkpoints.is_dir()) or step >= 2 * found.config.checkpoint.every:
+    if (
+        had_checkpoints
+        or (step and not is_remote(path) and not checkpoints.is_dir())
+        or step >= 2 * found.config.checkpoint.every
+    ):
         raise InputError(
             f"{path}: its run took {step} steps and its checkpoints are gone from {checkpoints}: put them back, or "
             f"give another --output to start over"
@@ -232,7 +241,7 @@ def _read(path: pathlib.Path) -> Run | None:
         raise InputError(f"{file}: damaged, it needs model with directory and digest, and config")
     return Run(
         config=train_config(config, str(file)),
-        model_dir=pathlib.Path(str(model["directory"])),
+        model_dir=place(str(model["directory"])),
         digest=str(model["digest"]),
     )
 

@@ -1,10 +1,13 @@
 """A run's log: one JSON object per line, each of a step; what earlier runs in the folder wrote is read and cut."""
 
 import contextlib
+import io
 import itertools
 import json
 import pathlib
+from typing import IO, cast
 
+from faithdiff_jax.files.places import is_remote
 from faithdiff_jax.files.writing import write_text
 
 LOG = "metrics.jsonl"
@@ -30,10 +33,27 @@ def drop_after(path: pathlib.Path, step: int) -> None:
         write_text(path, "".join(f"{line}\n" for number, line in lines if number <= step))
 
 
+def open_log(path: pathlib.Path) -> IO[str]:
+    """Open a log to append lines to, each written when it is flushed; a remote one is written anew each time."""
+    return cast(IO[str], _RemoteLog(path)) if is_remote(path) else path.open("a", encoding="utf-8")
+
+
+class _RemoteLog(io.StringIO):
+    """Nothing can be appended to an object of a store."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__()
+        self._path = path
+        super().write(path.read_text() if path.is_file() else "")
+
+    def flush(self) -> None:
+        write_text(self._path, self.getvalue())
+
+
 def _lines(path: pathlib.Path) -> list[tuple[int, str]]:
     """(step, line) for every whole line of a log."""
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().decode(errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             lines.append((int(json.loads(line)["step"]), line))
     return lines

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.places import bucket_and_name, file_size, is_remote, place, reached, resolved
 from faithdiff_jax.training import checksums
 from faithdiff_jax.weights.safetensors_format import Spec
 from faithdiff_jax.weights.upgrade import groups
@@ -27,6 +28,7 @@ log = logging.getLogger("faithdiff_jax")
 
 # How much of a checkpoint is in memory at a time while it is read to be passed on.
 GROUP_BYTES = 2**30
+UNFINISHED = "*.orbax-checkpoint-tmp"
 NAMED_AT_MOST = 5
 
 T = TypeVar("T")
@@ -38,9 +40,24 @@ class DamagedError(InputError):
 
 def saved_steps(folder: pathlib.Path | str) -> list[int]:
     """The steps that are saved in a folder, ascending; the run may be under way."""
-    folder = pathlib.Path(folder)
-    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+    return sorted(int(path.name) for path in _steps(place(folder)) if _is_committed(path))
+
+
+def unfinished(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What saves that were cut short have left."""
+    if is_remote(folder):
+        return [path for path in _steps(folder) if not _is_committed(path)]
+    return list(folder.glob(UNFINISHED))
+
+
+def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
+    with reached(folder):
+        found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return [path for path in found if path.name.isascii() and path.name.isdecimal()]
+
+
+def _is_committed(path: pathlib.Path) -> bool:
+    return not is_remote(path) or (path / checksums.COMMITTED).is_file()
 
 
 def verify(folder: pathlib.Path | str, step: int) -> None:
@@ -51,7 +68,7 @@ def verify(folder: pathlib.Path | str, step: int) -> None:
     Raises:
         InputError: no such checkpoint, or a damaged one (the file, and the newest older one that is whole, are named).
     """
-    refuse_damaged(pathlib.Path(folder), step, _verify)
+    refuse_damaged(place(folder), step, _verify)
 
 
 def saved_specs(folder: pathlib.Path | str, step: int) -> dict[str, Spec]:
@@ -70,7 +87,7 @@ def load_saved(folder: pathlib.Path | str, step: int, names: Iterable[str]) -> I
         InputError: no such checkpoint, or a damaged one.
     """
     specs = saved_specs(folder, step)
-    path = pathlib.Path(folder).resolve() / str(step)
+    path = resolved(folder) / str(step)
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (dtype, shape) in specs.items()}
     for group in groups(names, sizes.__getitem__, GROUP_BYTES):
         # An ndarray asks for one; its values do not matter, so it is one value, repeated.
@@ -110,7 +127,7 @@ def metadata_of(folder: pathlib.Path, step: int) -> dict[str, Any]:
     Raises:
         InputError: no such checkpoint, or a damaged one.
     """
-    path = folder.resolve() / str(step)
+    path = resolved(folder) / str(step)
     if not path.is_dir():
         steps = ", ".join(map(str, saved_steps(folder))) or "none"
         raise InputError(f"{folder}: has no checkpoint of step {step} (there: {steps})")
@@ -125,7 +142,7 @@ def metadata_of(folder: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def _verify(folder: pathlib.Path, step: int) -> None:
-    path = folder.resolve() / str(step)
+    path = resolved(folder) / str(step)
     if not (path / checksums.MANIFEST).is_file():
         if "checksums" in metadata_of(folder, step):
             raise DamagedError(f"{path}: damaged ({checksums.MANIFEST} is missing)")
@@ -185,8 +202,8 @@ def load_state(
 
 def _metadata(folder: pathlib.Path | str, step: int) -> dict[str, Any]:
     """Name -> what Orbax knows of the array."""
-    path = pathlib.Path(folder).resolve() / str(step)
-    metadata_of(pathlib.Path(folder), step)
+    path = resolved(folder) / str(step)
+    metadata_of(place(folder), step)
     with _reading(path):
         _check_files(path / "state")
         metadata = ocp.metadata(path).metadata
@@ -200,7 +217,11 @@ def _check_files(folder: pathlib.Path) -> None:
 
     Where it is not, many arrays fail to load at once, and those after the first report it later, from nowhere.
     """
-    store = tensorstore.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
+    spec = {"driver": "file", "path": f"{folder}/"}
+    if is_remote(folder):
+        bucket, name = bucket_and_name(folder)
+        spec = {"driver": "gcs", "bucket": bucket, "path": f"{name}/"}
+    store = tensorstore.KvStore.open(spec).result()
     manifest = tensorstore.ocdbt.dump(store).result()
     if not manifest or not manifest["versions"]:
         raise ValueError("its index is missing")
@@ -214,7 +235,7 @@ def _check_files(folder: pathlib.Path) -> None:
                 name = "".join(names)
                 sizes[name] = max(sizes.get(name, 0), int(offset) + int(length))
     for name, size in sizes.items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        found = file_size(folder / name)
         if found < size:
             raise ValueError(f"{folder.name}/{name} has {found} of {size} bytes")
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.places import is_remote, place
 from faithdiff_jax.weights.tensor_files import TORCH_SUFFIXES
 
 Names = Collection[str]
@@ -32,8 +33,8 @@ def local_folder(given: str, wanted: Callable[[Names], list[str]]) -> pathlib.Pa
     Raises:
         InputError: neither a folder, nor a repository that can be reached or was fetched before.
     """
-    folder = pathlib.Path(given)
-    if folder.is_dir():
+    folder = place(given)
+    if is_remote(given) or folder.is_dir():
         return folder
     if folder.exists():
         raise InputError(f"{given}: is a file; a folder or a repository id is needed")

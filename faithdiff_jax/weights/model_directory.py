@@ -7,6 +7,7 @@ MODEL_DIR/README.md             a model card, so that the directory can be uploa
 """
 
 import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,12 +19,14 @@ import yaml
 from faithdiff_jax._version import __version__
 from faithdiff_jax.config import from_dict, to_dict
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.places import is_remote, place, require_reachable
 from faithdiff_jax.files.writing import refuse_existing, whole
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, numbered, part_names, part_shapes
 from faithdiff_jax.weights import safetensors_format
 from faithdiff_jax.weights.keymap import compare
 from faithdiff_jax.weights.model_card import model_card
+from faithdiff_jax.weights.remote import fetched
 from faithdiff_jax.weights.safetensors_format import FileRecord, Place, Spec, Tensor, shown
 from faithdiff_jax.weights.stored_files import (
     CONFIG,
@@ -54,7 +57,8 @@ class ModelDirectory:
     """A model directory that has been opened: complete, and as its `config.yaml` says.
 
     Attributes:
-        path: the directory.
+        path: the directory; of a remote one the copy on this machine.
+        source: the directory that was opened.
         config: the architecture.
         defaults: the model's own defaults of restoring, as plain data; what it leaves out has the package's default.
         files: name, relative to the directory -> size and SHA-256 of every file but `config.yaml` and `README.md`.
@@ -66,7 +70,7 @@ class ModelDirectory:
         """Take what `config.yaml` holds; `open` reads it."""
         source = str(path / CONFIG)
         self._headers: dict[str, dict[str, Place]] = {}
-        self.path = path
+        self.path = self.source = path
         self.digest = digest
         self.config = from_dict(FaithDiffConfig, section(data, "model", source), source)
         self.defaults: dict[str, Any] = dict(section(data, "restore", source, optional=True))
@@ -74,18 +78,19 @@ class ModelDirectory:
         self.files = _records(section(data, "files", source), self.config, source)
 
     @classmethod
-    def open(cls, path: pathlib.Path | str, verify: bool | None = None) -> "ModelDirectory":
+    def open(cls, path: str | os.PathLike[str], verify: bool | None = None) -> "ModelDirectory":
         """Read `config.yaml` and see that every file is there with all its bytes.
 
         Args:
-            path: the model directory.
+            path: the model directory; a remote one (gs://) is fetched once, and its checksums compared.
             verify: compare the checksum of every file too; None does so for models up to 256 MiB.
 
         Raises:
             InputError: not a model directory, or one that is incomplete, altered, of another format or with an unknown
                 key.
         """
-        path = pathlib.Path(path)
+        path = place(path)
+        require_reachable(path)
         file = path / CONFIG
         data = read_config(path)
         if type(data.get("format")) is int and data["format"] == 1:
@@ -102,6 +107,8 @@ class ModelDirectory:
             raise InputError(f"{file}: format is {data.get('format')!r}, this version reads format {FORMAT}")
         refuse_unknown_keys(data, KEYS, str(file))
         model = cls(path, data, hashlib.sha256(file.read_bytes()).hexdigest())
+        if is_remote(path):
+            model.path = fetched(path, model.files, model.digest)
         model._check_sizes()
         if verify or (verify is None and sum(record.bytes for record in model.files.values()) <= CHECKED_BYTES):
             model.verify()
