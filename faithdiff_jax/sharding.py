@@ -72,6 +72,11 @@ def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(axes or None))
 
 
+def batch_places(mesh: Mesh | None) -> Callable[[int], NamedSharding] | None:
+    """`batch_sharding` on a mesh, for `models.backend.batches_placed`."""
+    return None if mesh is None else lambda samples: batch_sharding(mesh, samples)
+
+
 def batch_constraint(mesh: Mesh | None) -> Callable[[Any], Any]:
     """A function that, under jit, lays an array's leading axis out over the mesh; without a mesh it does nothing."""
     if mesh is None:

@@ -16,16 +16,24 @@ def convert_files(output: pathlib.Path, *, track: Track = untracked, **published
     convert(Published(**paths), output, track=track)
 
 
-@functools.cache
-def published_and_converted(*, sd21: bool = False) -> tuple[PublishedModels, pathlib.Path]:
+def published_and_converted(*, sd21: bool = False, prediction: str = "epsilon") -> tuple[PublishedModels, pathlib.Path]:
     """The torch modules, and the model directory that the converter made of their files."""
+    return _converted(sd21, prediction)
+
+
+def loaded(*, sd21: bool = False, prediction: str = "epsilon") -> FaithDiff:
+    """The converted model, loaded."""
+    return _loaded(sd21, prediction)
+
+
+@functools.cache
+def _converted(sd21: bool, prediction: str) -> tuple[PublishedModels, pathlib.Path]:
     folder = pathlib.Path(tempfile.mkdtemp(prefix="faithdiff-test-"))
-    models = write_published(folder, sd21=sd21)
+    models = write_published(folder, sd21=sd21, prediction=prediction)
     convert_files(folder / "model", sdxl=models.sdxl, vae=models.vae_folder, faithdiff=models.faithdiff)
     return models, folder / "model"
 
 
 @functools.cache
-def loaded(*, sd21: bool = False) -> FaithDiff:
-    """The converted model, loaded."""
-    return FaithDiff.load(published_and_converted(sd21=sd21)[1])
+def _loaded(sd21: bool, prediction: str) -> FaithDiff:
+    return FaithDiff.load(_converted(sd21, prediction)[1])

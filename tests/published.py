@@ -1,6 +1,7 @@
 """A tiny random model in the published layout, written by diffusers and transformers themselves."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from diffusers.models.autoencoders.vae import Encoder
 from tiny import TOKENIZER_VOCAB_SIZE, write_tokenizer
 from torch import nn
 from torch_aligner import TorchAligner
+
+from benchmarks import published_sd21, published_sdxl
 
 END_TOKEN = TOKENIZER_VOCAB_SIZE - 1
 VAE_CHANNELS = (8, 16, 32, 32)
@@ -56,6 +59,8 @@ def write_published(
     *,
     seed: int = 0,
     sd21: bool = False,
+    prediction: str = "epsilon",
+    levels: int = 4,
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
     shard: str = "10GB",
@@ -63,15 +68,18 @@ def write_published(
 ) -> PublishedModels:
     """Write `sdxl/`, `vae/` (files at its root) and `FaithDiff.bin` under `folder`.
 
-    `sd21` gives one text encoder, four UNet levels and no added embedding. `variant`, `shard` (largest file) and
-    `safe` (safetensors, not `.bin`) go to save_pretrained. Every parameter is random, norms and zero-initialised
+    `sd21` gives one text encoder, a UNet of `levels` levels and no added embedding; with `prediction` "v_prediction" it
+    is as the model for 768 pixels, and else as the one for 512. `variant`, `shard` (largest file) and `safe`
+    (safetensors, not `.bin`) go to save_pretrained. Every parameter is random, norms and zero-initialised
     layers included.
     """
     torch.manual_seed(seed)
     sdxl, vae_folder, faithdiff = folder / "sdxl", folder / "vae", folder / "FaithDiff.bin"
-    text_encoders = (text_encoder(16, 2),) if sd21 else (text_encoder(16, 2), text_encoder(24, 3, projection=20))
+    text_encoders = text_encoder(16, 2), text_encoder(24, 3, projection=20)
+    if sd21:
+        text_encoders = (text_encoder(16, 2, activation="gelu"),)
     width = sum(encoder.config.hidden_size for encoder in text_encoders)
-    make_unet = unet_sd21 if sd21 else unet_sdxl
+    make_unet = functools.partial(unet_sd21, levels=levels) if sd21 else unet_sdxl
     models = PublishedModels(
         sdxl=sdxl,
         vae_folder=vae_folder,
@@ -101,8 +109,9 @@ def write_published(
             for file in target.glob("*.safetensors*"):
                 file.unlink()
             torch.save(encoder.state_dict(), target / "pytorch_model.bin")
-        write_tokenizer(sdxl / f"tokenizer{suffix}", **({"pad_token": "!"} if i else {}))
-    write_scheduler(sdxl / "scheduler")
+        padding = {"pad_in_map": "!"} if sd21 else {"pad_token": "!"} if i else {}
+        write_tokenizer(sdxl / f"tokenizer{suffix}", **padding)
+    write_scheduler(sdxl / "scheduler", (published_sd21.scheduler(prediction) if sd21 else published_sdxl.SCHEDULER))
     torch.save(models.faithdiff_state(), faithdiff)
     return models
 
@@ -125,12 +134,14 @@ def unet_sdxl(context_dim: int) -> nn.Module:
     )
 
 
-def unet_sd21(context_dim: int) -> nn.Module:
+def unet_sd21(context_dim: int, levels: int = 4) -> nn.Module:
     return diffusers.UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(16, 16, 32, 32),
+        block_out_channels=(16, 16, 32, 32)[:levels],
         layers_per_block=1,
-        attention_head_dim=[1, 2, 4, 4],
+        down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
+        attention_head_dim=[1, 2, 4, 4][:levels],
         cross_attention_dim=context_dim,
         norm_num_groups=GROUPS,
         use_linear_projection=True,
@@ -163,7 +174,7 @@ def lq_encoder() -> nn.Module:
     return encoder
 
 
-def text_encoder(width: int, layers: int, *, projection: int | None = None) -> nn.Module:
+def text_encoder(width: int, layers: int, *, projection: int | None = None, activation: str | None = None) -> nn.Module:
     """CLIP-L without `projection`, bigG with it: activations and the legacy end token 2 as published."""
     config = transformers.CLIPTextConfig(
         vocab_size=TOKENIZER_VOCAB_SIZE,
@@ -172,7 +183,7 @@ def text_encoder(width: int, layers: int, *, projection: int | None = None) -> n
         num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=77,
-        hidden_act="gelu" if projection else "quick_gelu",
+        hidden_act=activation or ("gelu" if projection else "quick_gelu"),
         projection_dim=projection or width,
         bos_token_id=0,
         pad_token_id=1,
@@ -181,18 +192,7 @@ def text_encoder(width: int, layers: int, *, projection: int | None = None) -> n
     return (transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel)(config)
 
 
-def write_scheduler(folder: Path) -> None:
-    settings = {
-        "_class_name": "EulerDiscreteScheduler",
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "interpolation_type": "linear",
-        "num_train_timesteps": 1000,
-        "prediction_type": "epsilon",
-        "steps_offset": 1,
-        "timestep_spacing": "leading",
-    }
+def write_scheduler(folder: Path, settings: dict) -> None:
     folder.mkdir(parents=True)
     (folder / "scheduler_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 

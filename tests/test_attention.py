@@ -6,10 +6,12 @@ import numpy as np
 import port
 import pytest
 from parity import assert_parity
+from training_case import make_mesh
 
 from faithdiff_jax.models import attention as module
 from faithdiff_jax.models.attention import attention, choose, use_implementation
-from faithdiff_jax.models.backend import trace_for
+from faithdiff_jax.models.backend import batches_placed, trace_for
+from faithdiff_jax.sharding import batch_places
 
 
 def normal(rng, *shape):
@@ -103,6 +105,44 @@ def test_splash_kernel_in_the_interpreter(rng):
     q, k, v = (normal(rng, 1, 1024, 2, 40) for _ in range(3))
     ours = jax.jit(lambda q, k, v: module._splash(q, k, v, interpret=True))(q, k, v)
     assert_parity(ours, definition(q, k, v), 1e-5)
+
+
+@pytest.mark.parametrize("samples", [8, 3])
+def test_splash_kernel_over_a_mesh(rng, samples):
+    """Each device runs the kernel on its samples; those that do not divide are computed everywhere."""
+    mesh = make_mesh(2, 4)
+    q, k, v = (normal(rng, samples, 512, 1, 8) for _ in range(3))
+    place = batch_places(mesh)
+
+    def on_mesh(q, k, v):
+        with batches_placed(place):
+            return module._splash(q, k, v, interpret=True)
+
+    placed = [jax.device_put(x, place(samples)) for x in (q, k, v)]
+    ours = jax.jit(on_mesh, out_shardings=place(samples))(*placed)
+    assert_parity(ours, definition(q, k, v), 1e-5)
+
+
+def test_splash_kernel_is_lowered_for_a_mesh_of_tpus():
+    """XLA cannot split it: SD 2.1's finest level has 4,096 tokens at 512x512."""
+    place = batch_places(make_mesh(2, 4))
+    tokens = jax.ShapeDtypeStruct((8, 4096, 5, 64), jnp.bfloat16, sharding=place(8))
+
+    def loss(q):
+        return jnp.sum(attention(q, q, q).astype(jnp.float32))
+
+    def placed(q):
+        with batches_placed(place):
+            return jax.grad(loss)(q)
+
+    for function, fits in ((placed, True), (jax.grad(loss), False)):
+        with trace_for("tpu"):
+            traced = jax.jit(function).trace(tokens)
+        if fits:
+            assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+        else:
+            with pytest.raises(NotImplementedError, match="cannot be automatically partitioned"):
+                traced.lower(lowering_platforms=("tpu",))
 
 
 def test_bfloat16_keeps_the_softmax_in_float32(rng):

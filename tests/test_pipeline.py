@@ -37,12 +37,17 @@ def levels_apart(ours: np.ndarray, theirs: np.ndarray) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize(
-    ("sd21", "start", "guidance", "tile"),
-    [(False, "lr", 5.0, 128), (False, "noise", 1.0, 128), (False, "lr", 5.0, 8), (True, "lr", 3.0, 128)],
-)
-def test_restoring_equals_pytorch(rng, sd21, start, guidance, tile):
-    models, _ = published_and_converted(sd21=sd21)
-    model = loaded(sd21=sd21)
+    ("kind", "start", "guidance", "tile"),
+    [
+        ("sdxl", "lr", 5.0, 128), ("sdxl", "noise", 1.0, 128), ("sdxl", "lr", 5.0, 8),
+        ("epsilon", "lr", 3.0, 128), ("v_prediction", "lr", 3.0, 8),
+    ],
+)  # fmt: skip
+def test_restoring_equals_pytorch(rng, kind, start, guidance, tile):
+    """SDXL, and both kinds of SD 2.1: the caption's tokens, text, features, start, denoising, decoder, colours."""
+    variant = {} if kind == "sdxl" else {"sd21": True, "prediction": kind}
+    models, _ = published_and_converted(**variant)
+    model = loaded(**variant)
     image = photograph(43, 51)  # x2 and padded to 88x104: latents of 11x13
     noise = noises(rng, 11, 13)
     options = {"scale": 2, "steps": 3, "guidance": guidance, "start": start, "tile": tile}

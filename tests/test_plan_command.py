@@ -109,6 +109,15 @@ def test_a_restoration(files, on_cpu, capsys):
     assert json.loads(capsys.readouterr().out)["flops"] == pytest.approx(2 * plan["model_flops"], rel=0.2)
 
 
+def test_a_restoration_without_size_conditioning(files, on_cpu, capsys):
+    """As of SD 2.1: neither pooled text nor sizes."""
+    model = yaml.safe_load(files[3].read_text())
+    model["unet"]["pooled_dim"] = None
+    files[3].write_text(yaml.safe_dump(model))
+    assert call("--restore", "64x48", *files[2:], "--topology", "v5e:2x2", "--json", "steps=2") == DONE
+    assert json.loads(capsys.readouterr().out)["model_flops"] > 0
+
+
 def test_a_restoration_by_parts(files, on_cpu, capsys):
     """Of a picture that streams, one chunk of tiles; the arithmetic of all is that of the picture at once."""
     model = ["--restore", "128x128", *files[2:]]

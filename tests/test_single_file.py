@@ -11,6 +11,7 @@ from diffusers.loaders import single_file_utils
 from published import write_published
 
 from faithdiff_jax.cli.main import run_command
+from faithdiff_jax.models.parts import numbered, part_names
 from faithdiff_jax.weights.model_directory import ModelDirectory
 from faithdiff_jax.weights.single_file import unet_module
 
@@ -96,12 +97,60 @@ def original_vae(vae):
     }
 
 
-def write_single(path, unet, vae):
+OPEN_CLIP = {
+    "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}  # fmt: skip
+OPEN_CLIP_ENDS = {
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+
+
+def open_clip(encoder):
+    """A text encoder's tensors as OpenCLIP names them, with what it holds besides."""
+    state = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
+    found = {theirs: state[ours] for ours, theirs in OPEN_CLIP_ENDS.items()} | {"logit_scale": torch.ones(())}
+    layers = encoder.config.num_hidden_layers
+    for i in range(layers + ("text_projection.weight" not in state)):  # SD 2.1 does not use the last
+        ours, theirs = f"encoder.layers.{i % layers}", f"transformer.resblocks.{i}"
+        for kind in ("weight", "bias"):
+            for inner, other in OPEN_CLIP.items():
+                found[f"{theirs}.{other}.{kind}"] = state[f"{ours}.{inner}.{kind}"]
+            parts = [state[f"{ours}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            found[f"{theirs}.attn.in_proj_{kind}"] = torch.cat(parts)
+    width = encoder.config.hidden_size
+    found["text_projection"] = (
+        state["text_projection.weight"].T if "text_projection.weight" in state else torch.eye(width)
+    )
+    return found
+
+
+def original_text(encoders):
+    """All text encoders of a model, as its original code has them."""
+    if len(encoders) == 1:
+        return {f"cond_stage_model.model.{name}": tensor for name, tensor in open_clip(encoders[0]).items()}
+    first = {
+        f"text_model.{name.removeprefix('text_model.')}": value for name, value in encoders[0].state_dict().items()
+    }
+    first["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    found = {f"conditioner.embedders.0.transformer.{name}": tensor for name, tensor in first.items()}
+    return found | {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in open_clip(encoders[1]).items()}
+
+
+def write_single(path, unet, vae, encoders=()):
     """One file with everything that such checkpoints hold besides."""
     tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in original_unet(unet).items()}
     tensors |= {f"first_stage_model.{name}": tensor for name, tensor in original_vae(vae).items()}
-    tensors |= {"conditioner.embedders.0.transformer.x": torch.ones(2), "denoiser.sigmas": torch.ones(10)}
-    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    tensors |= original_text(encoders) if encoders else {"conditioner.embedders.0.transformer.x": torch.ones(2)}
+    tensors |= {"denoiser.sigmas": torch.ones(10)}
+    tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    if path.suffix == ".ckpt":
+        torch.save({"state_dict": tensors, "global_step": 110_000}, path)
+    else:
+        safetensors.torch.save_file(tensors, path)
     return path
 
 
@@ -118,19 +167,34 @@ def test_diffusers_reads_the_names_of_these_tests_so(models):
     assert_equal(converted, models.base_unet.state_dict())
 
 
+def test_diffusers_reads_text_encoders_so(models):
+    encoder = models.text_encoders[-1]
+    state = {f"here.{name}": tensor for name, tensor in open_clip(encoder).items()}
+    converted = single_file_utils.convert_open_clip_checkpoint(encoder, state, prefix="here.")
+    wanted = {
+        name if name.startswith("text_") else f"text_model.{name}": tensor
+        for name, tensor in encoder.state_dict().items()
+    }
+    # It knows SD 2.1's layer that is not used by its number, and the projection by its full name.
+    unused = (f"text_model.encoder.layers.{encoder.config.num_hidden_layers}.", "text_projection")
+    more = unused if len(models.text_encoders) == 1 else ()
+    assert_equal({name: value for name, value in converted.items() if not name.startswith(more)}, wanted)
+
+
 def assert_equal(found, wanted):
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert torch.equal(found[name].reshape(tensor.shape), tensor), name
 
 
-def test_the_same_model_as_from_folders(models, tmp_path):
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_the_same_model_as_from_folders(models, tmp_path, suffix):
     flags = ["--sdxl", str(models.sdxl)]
     assert main([*flags, "--vae", str(models.sdxl), "--output", str(tmp_path / "folders")]) == 0
-    file = write_single(tmp_path / "all.safetensors", models.base_unet, models.base_vae)
-    flags += ["--unet", str(file), "--vae", str(file), "--output", str(tmp_path / "file")]
+    file = write_single(tmp_path / f"all.{suffix}", models.base_unet, models.base_vae, models.text_encoders)
+    flags += ["--unet", str(file), "--vae", str(file), "--text-encoder", str(file), "--output", str(tmp_path / "file")]
     # Only the one file has them.
-    hidden = [models.sdxl / "unet", models.sdxl / "vae"]
+    hidden = [models.sdxl / name for name in ("unet", "vae", *numbered("text_encoder", len(models.text_encoders)))]
     weights = [path for folder in hidden for path in folder.glob("*.safetensors")]
     for path in weights:
         path.rename(path.with_suffix(".hidden"))
@@ -141,7 +205,7 @@ def test_the_same_model_as_from_folders(models, tmp_path):
             path.with_suffix(".hidden").rename(path)
     folders, single = (ModelDirectory.open(tmp_path / name) for name in ("folders", "file"))
     assert single.config == folders.config
-    for part in ("unet", "vae", "lq_encoder", "text_encoder"):
+    for part in part_names(single.config):
         ours, theirs = dict(single.arrays(part)), dict(folders.arrays(part))
         assert ours.keys() == theirs.keys()
         for name, array in theirs.items():
@@ -191,6 +255,8 @@ def test_files_that_do_not_fit(models, tmp_path, capsys, change, message):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--text-encoder", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
+        (["--text-encoder", "UNET"], "holds no first text encoder, which would be named cond_stage_model.model."),
         (["--unet", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["--unet", "SINGLE", "--faithdiff", "FAITHDIFF"], "FaithDiff's weights hold the UNet, leave one of the two"),
         (["--vae", "UNET"], "holds no VAE"),
@@ -205,6 +271,39 @@ def test_bad_input(models, tmp_path, capsys, more, message):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_text_encoders_that_do_not_fit(models, tmp_path, capsys):
+    """Queries, keys and values that are not three, a layer more, one less."""
+    encoder = models.text_encoders[-1]
+    prefix = "cond_stage_model.model." if len(models.text_encoders) == 1 else "conditioner.embedders.1.model."
+    layers, width = encoder.config.num_hidden_layers, encoder.config.hidden_size
+    for change, message in (
+        (
+            {"transformer.resblocks.0.attn.in_proj_weight": torch.ones(3 * width + 1, width)},
+            "must be queries, keys and",
+        ),
+        ({"transformer.resblocks.0.attn.in_proj_bias": torch.ones(3)}, "mis-shaped text_model.encoder.layers.0.self"),
+        (
+            {f"transformer.resblocks.{layers + 1}.ln_1.bias": torch.ones(width)},
+            f"unknown text_model.encoder.layers.{layers + 1}.",
+        ),
+        ({"transformer.resblocks.0.ln_3.bias": torch.ones(width)}, "unknown "),
+        ({"ln_final.bias": None}, "missing text_model.final_layer_norm.bias"),
+    ):
+        tensors = original_text(models.text_encoders)
+        for name, tensor in change.items():
+            tensors.pop(prefix + name, None)
+            if tensor is not None:
+                tensors[prefix + name] = tensor
+        file = tmp_path / "text.safetensors"
+        safetensors.torch.save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, file)
+        flags = ["--sdxl", str(models.sdxl), "--text-encoder", str(file), "--output", str(tmp_path / "model")]
+        assert main(flags) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "model").exists()
 
 
 def test_blocks_of_the_published_size_are_numbered_through():

@@ -316,9 +316,9 @@ def test_torch_file_without_torch(tmp_path, monkeypatch):
 
 
 def test_unknown_kind_and_missing_file(tmp_path):
-    (tmp_path / "weights.ckpt").write_bytes(b"x")
+    (tmp_path / "weights.gguf").write_bytes(b"x")
     with pytest.raises(InputError, match=r"weights are \.safetensors, \.bin"):
-        open_tensors(tmp_path / "weights.ckpt")
+        open_tensors(tmp_path / "weights.gguf")
     with pytest.raises(InputError, match="no such file"):
         open_tensors(tmp_path / "gone.bin")
 

@@ -88,12 +88,11 @@ class TrainedControlNet(Controlled):
 
 
 class TrainedControlNetXS(Controlled):
-    """With a ControlNet-XS; at one level, its gradients compile in half the time."""
+    """With a ControlNet-XS."""
 
-    def __init__(self, levels: int = 2):
-        super().__init__((16, 32)[:levels], resnets=2)
-        xs = dataclasses.replace(XS, channels=XS.channels[-levels:], heads=XS.heads[-levels:])
-        self.steer(adapter(self.unet, xs), AlignmentConfig(kind="controlnet_xs", xs=xs), xs.channels[0])
+    def __init__(self):
+        super().__init__((16, 32), resnets=2)
+        self.steer(adapter(self.unet, XS), AlignmentConfig(kind="controlnet_xs", xs=XS), XS.channels[0])
         self.fused = fused(self.unet, self.control)
 
     def predict(self, noisy, timesteps, lq, given, group):

@@ -3,8 +3,11 @@
 NCHW, one image, diffusers' schedulers; every tile is denoised, guided and stepped on its own, then tiles are blended.
 """
 
+import json
 import math
+from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler
@@ -18,6 +21,18 @@ def euler_scheduler(steps: int, prediction: str = "epsilon") -> EulerDiscreteSch
     # This scheduler of diffusers has a word of its own for it.
     kind = "original_sample" if prediction == "sample" else prediction
     scheduler = EulerDiscreteScheduler(timestep_spacing="leading", prediction_type=kind, **SCHEDULE)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def published_scheduler(folder: Path, steps: int) -> EulerDiscreteScheduler:
+    """Euler's in the place of the folder's own scheduler, at the timesteps that this one visits.
+
+    Left to itself, `from_config` has another default than the scheduler that the configuration is of.
+    """
+    settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    own = getattr(diffusers, settings["_class_name"]).from_pretrained(folder, subfolder="scheduler")
+    scheduler = EulerDiscreteScheduler.from_config(own.config, timestep_spacing=own.config.timestep_spacing)
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -143,6 +158,7 @@ def restore(models, image, caption, noise, encode_noise, *, scale, steps, guidan
             image_size=padded.shape[:2],
             tile=tile,
             overlap=overlap,
+            scheduler=published_scheduler(models.sdxl, steps),
         )
         decoded = models.vae.decode(latents / scaling).sample[:, :, :height, :width]
     return {"features": features, "encoded": encoded, "latents": latents, "decoded": decoded}

@@ -10,16 +10,29 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import diffusers
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from diffusers.models.autoencoders.vae import Encoder
 from diffusers.optimization import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+from parity import assert_parity
 from published import randomise, text_encoder
 from torch import nn
 from torch_aligner import TorchAligner
 from torch_pipeline import SCHEDULE
-from training_case import GROUPS, POOLED, TEXT_WIDTH, TIME_IDS, VAE_CHANNELS, model_config
+from training_case import (
+    GROUPS,
+    POOLED,
+    TEXT_WIDTH,
+    TIME_IDS,
+    VAE_CHANNELS,
+    make_batch,
+    make_step,
+    model_config,
+    train_config,
+)
 
 from faithdiff_jax.models.parts import numbered, part_shapes
 from faithdiff_jax.training.config import TrainConfig
@@ -115,20 +128,67 @@ class TorchModel(nn.Module):
         hq, lq, noise, vae_noise = (
             tensors[name].permute(0, 3, 1, 2).double() for name in ("hq", "lq", "noise", "vae_noise")
         )
-        timesteps, time_ids = tensors["timesteps"], tensors["time_ids"].double()
+        timesteps = tensors["timesteps"]
         distribution = self.vae.encode(hq).latent_dist
         latents = (distribution.mean + distribution.std * vae_noise) * self.vae.config.scaling_factor
+        noisy = DDPMScheduler(**SCHEDULE).add_noise(latents, noise, timesteps)
+        # Where the aligner alone trains, torch 2.13 crashes on the way back unless its input needs a gradient too.
+        predicted = self.predict(noisy, timesteps, lq.requires_grad_(), self.text(tensors), group)
+        error = predicted - self.target(latents, noise, timesteps)
+        return (error.abs() if loss == "l1" else error.square()).mean(), error
+
+    def text(self, tensors: Mapping[str, torch.Tensor]) -> dict:
+        """What the UNet is given beside latents and timesteps."""
         hidden = []
         for i, encoder in enumerate(self.text_encoders):
             output = encoder(tensors[f"token_ids_{i}"].long(), output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
-        added = {"text_embeds": output.text_embeds, "time_ids": time_ids}
-        noisy = DDPMScheduler(**SCHEDULE).add_noise(latents, noise, timesteps)
-        # Where the aligner alone trains, torch 2.13 crashes on the way back unless its input needs a gradient too.
-        given = {"encoder_hidden_states": torch.cat(hidden, dim=-1), "added_cond_kwargs": added}
-        predicted = self.predict(noisy, timesteps, lq.requires_grad_(), given, group)
-        error = predicted - noise
-        return (error.abs() if loss == "l1" else error.square()).mean(), error
+        added = {"text_embeds": output.text_embeds, "time_ids": tensors["time_ids"].double()}
+        return {"encoder_hidden_states": torch.cat(hidden, dim=-1), "added_cond_kwargs": added}
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """What should be predicted."""
+        return noise
+
+
+class TorchSD21(TorchModel):
+    """As SD 2.1: one text encoder's final states, transformers at the finer level, no added embedding."""
+
+    def __init__(self, prediction: str):
+        super().__init__((16, 32))
+        self.prediction = prediction
+        text = dataclasses.replace(self.config.text_encoders[0], activation="gelu", output="final")
+        sizes = {"transformer_depth": (1, 0), "mid_transformer_depth": 1, "heads": (1, 2), "pooled_dim": None}
+        self.config = dataclasses.replace(
+            self.config,
+            unet=dataclasses.replace(self.config.unet, **sizes, context_dim=TEXT_WIDTH),
+            text_encoders=(text,),
+            schedule=dataclasses.replace(self.config.schedule, prediction=prediction),
+        )
+        self.unet = diffusers.UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=[1, 2],
+            cross_attention_dim=TEXT_WIDTH,
+            norm_num_groups=GROUPS,
+            use_linear_projection=True,
+            upcast_attention=prediction == "v_prediction",
+        )
+        self.text_encoders = nn.ModuleList([text_encoder(TEXT_WIDTH, 2, activation="gelu")])
+        for module in (self.unet, self.text_encoders):
+            randomise(module)
+            module.double().requires_grad_(False)
+
+    def text(self, tensors: Mapping[str, torch.Tensor]) -> dict:
+        return {"encoder_hidden_states": self.text_encoders[0](tensors["token_ids_0"].long()).last_hidden_state}
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        if self.prediction == "epsilon":
+            return noise
+        return DDPMScheduler(**SCHEDULE).get_velocity(latents, noise, timesteps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,3 +276,45 @@ def to_published(model: TorchModel, arrays: Mapping[str, np.ndarray]) -> dict[st
                 array = np.asarray(arrays[f"{part}.{entry.path}"])
                 published |= dict(keymap(model, part).write(entry, array))
     return published
+
+
+LIMIT = 1e-4
+# Of the model's largest gradient, what rounding may leave of a tensor's.
+FLOOR = 1e-7
+KINK = 1e-5  # see test_parity_training
+FEW = 2
+
+
+def assert_gradients(
+    model: TorchModel, arrays: Mapping[str, np.ndarray], stage: Mapping[str, object], without_effect: set[str]
+) -> None:
+    """Hold our loss, and our gradient of every tensor that trains in a stage, to those of a model in PyTorch.
+
+    Args:
+        model: the model.
+        arrays: its parameters as ours, `to_ours`.
+        stage: groups and frozen parameters.
+        without_effect: published names of tensors whose gradients are mathematically zero; they must be so here.
+    """
+    config = train_config(stage, batch=FEW, rematerialisation="none")
+    batch = make_batch(0, FEW)
+    _, (record,) = train(model, config, [batch], 1)
+    assert record.smallest_error > KINK, "choose another seed: this one is too near the kink of L1"
+
+    step = make_step(config, model.config)
+    trained = {path: jnp.asarray(array) for path, array in arrays.items() if path in step.labels}
+    frozen = {path: jnp.asarray(array) for path, array in arrays.items() if path not in step.labels}
+    gradients, seen = jax.jit(step.gradients)(trained, frozen, batch, jnp.zeros((), jnp.int32))
+    assert_parity(np.mean(seen["losses"]), record.loss, 1e-5)
+    ours = to_published(model, jax.device_get(gradients))
+    assert ours.keys() == record.gradients.keys()
+    most = max(_largest(gradient) for gradient in record.gradients.values())
+    for path, gradient in record.gradients.items():
+        error = _largest(ours[path] - gradient)
+        assert error <= LIMIT * _largest(gradient) + FLOOR * most, f"{path}: {error / _largest(gradient):.1e}"
+    without = {path for path, gradient in record.gradients.items() if _largest(gradient) < 1e-6 * most}
+    assert without == (without_effect & ours.keys())
+
+
+def _largest(array: np.ndarray) -> float:
+    return float(np.abs(array).max())

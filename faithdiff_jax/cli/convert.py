@@ -21,6 +21,7 @@ OPTIONS = {
     "vae": ("sdxl",),
     "faithdiff": ("sdxl",),
     "unet": ("sdxl",),
+    "text-encoder": ("sdxl",),
     "controlnet": ("sdxl",),
     "variant": ("sdxl",),
     "seed": ("sdxl",),
@@ -37,7 +38,7 @@ REPO = "a folder, or a Hugging Face repository id (owner/name)"
 def build_parser() -> Parser:
     """Describe the flags."""
     parser = Parser(DESCRIPTION)
-    parser.add_argument("--sdxl", metavar="DIR_OR_REPO", help=f"SDXL in diffusers format: {REPO}")
+    parser.add_argument("--sdxl", "--sd21", metavar="DIR_OR_REPO", help=f"SDXL, or SD 2.1, in diffusers format: {REPO}")
     parser.add_argument(
         "--vae",
         metavar="PATH_OR_REPO",
@@ -54,6 +55,12 @@ def build_parser() -> Parser:
         metavar="FILE",
         help="a single file that holds the UNet to start training from, such as a fine-tuned SDXL checkpoint (default: "
         "the one in --sdxl)",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        metavar="FILE",
+        help="a single file that holds the text encoders, named as OpenCLIP or the original code names them (default: "
+        "those in --sdxl)",
     )
     parser.add_argument(
         "--controlnet",
@@ -146,6 +153,7 @@ def run(args: argparse.Namespace) -> None:
             vae=args.vae,
             faithdiff=args.faithdiff,
             unet=args.unet,
+            text_encoder=args.text_encoder,
             controlnet=args.controlnet,
             variant=args.variant,
             seed=args.seed or 0,

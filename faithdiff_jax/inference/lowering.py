@@ -127,7 +127,7 @@ class PlannedRestoration:
             step_noise=(
                 shaped((plan.sampler.steps, *latents.shape), jnp.float32) if plan.sampler.needs_step_noise else None
             ),
-            time_ids=None if pooled is None else shaped((len(plan.corners), 1, 6), jnp.float32),
+            time_ids=shaped((len(plan.corners), 1, 6), jnp.float32),
             guidance=shaped((), jnp.float32) if self.options.guidance != 1 else None,
         )
         return params, inputs

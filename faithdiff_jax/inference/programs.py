@@ -26,10 +26,11 @@ from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan, joined
 from faithdiff_jax.inference.predictor import Predictor
 from faithdiff_jax.inference.prepared import Prepared
 from faithdiff_jax.inference.progress import long_task
+from faithdiff_jax.models.backend import Place, batches_placed
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.norms import Moments, Shared, sharing
 from faithdiff_jax.models.parts import Networks, Params
-from faithdiff_jax.sharding import batch_constraint
+from faithdiff_jax.sharding import batch_constraint, batch_places
 
 SIZES_KEPT = 4
 """Sizes of picture whose compiled code is kept; one more throws out the one that was used longest ago."""
@@ -54,6 +55,7 @@ class Program(Generic[Result]):
         static: tuple[int, ...] = (),
         describe: Callable[..., str] | None = None,
         identity: str | None = None,
+        place: Place | None = None,
     ):
         """Wrap a function.
 
@@ -65,8 +67,9 @@ class Program(Generic[Result]):
                 name compiles without a word.
             identity: what the function is made of beside its arguments, in words; with it, what is compiled is kept
                 for other processes where `executables.keep_in` says.
+            place: where batches lie, of a mesh (see `models.backend.batches_placed`).
         """
-        self.function = function
+        self.function = function if place is None else _on_mesh(function, place)
         self._kept = kept
         self._static = static
         self._describe = describe
@@ -258,7 +261,7 @@ class Programs:
         def of_tiles(_: Params, plan: SamplingPlan, *more: Any) -> str:
             return f"the denoiser for a tile of {_pixels((1, *plan.tile, 1), factor)}"
 
-        program = functools.partial(Program, identity=_identity(config, dtype, mesh))
+        program = functools.partial(Program, identity=_identity(config, dtype, mesh), place=batch_places(mesh))
         self.encode_lq = program(encode_lq, kept=TILE_SIZES_KEPT, describe=of_images("LQ encoder"))
         self.moments = program(moments, kept=TILE_SIZES_KEPT, describe=of_images("VAE encoder"))
         self.draw = program(draw)
@@ -275,6 +278,17 @@ class Programs:
         self.join = program(join)
         self.normal = program(normal, kept=2 * SIZES_KEPT, static=(1,))  # two shapes a picture with "ddpm"
         self.fix_color = program(fix_color, static=(2, 3))
+
+
+def _on_mesh(function: Callable[..., Result], place: Place) -> Callable[..., Result]:
+    """The function, traced for batches that lie so."""
+
+    @functools.wraps(function)
+    def placed(*arguments: Any) -> Result:
+        with batches_placed(place):
+            return function(*arguments)
+
+    return placed
 
 
 def _identity(config: FaithDiffConfig, dtype: Any, mesh: Mesh | None) -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from faithdiff_jax.models.backend import platform, setting
+from faithdiff_jax.models.backend import batch_place, platform, setting
 
 Queries = Float[Array, "b n heads d"]
 KeysOrValues = Float[Array, "b m heads d"]
@@ -137,7 +137,10 @@ def _chunked(x: Array, chunk: int) -> Array:
 
 
 def _splash(q: Queries, k: KeysOrValues, v: KeysOrValues, *, interpret: bool = False) -> Queries:
-    """TPU flash attention (Pallas splash kernel, no mask). Zeros pad head sizes under 128, which is exact."""
+    """TPU flash attention (Pallas splash kernel, no mask). Zeros pad head sizes under 128, which is exact.
+
+    XLA cannot split the kernel over a mesh: each device is told to run it on its own samples.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     _, queries, heads, dim = q.shape
@@ -159,5 +162,10 @@ def _splash(q: Queries, k: KeysOrValues, v: KeysOrValues, *, interpret: bool = F
     pad = [(0, 0)] * 3 + [(0, -dim % 128)]
     # The kernel does not scale; it takes (heads, tokens, dim) and is mapped over the batch.
     operands = [jnp.pad(x, pad).swapaxes(1, 2) for x in (q * dim**-0.5, k, v)]
-    mixed: Array = jax.vmap(kernel)(*operands)
+    of_samples, place = jax.vmap(kernel), batch_place(len(q))
+    if place is not None:
+        of_samples = jax.shard_map(
+            of_samples, mesh=place.mesh, in_specs=place.spec, out_specs=place.spec, check_vma=False
+        )
+    mixed: Array = of_samples(*operands)
     return mixed.swapaxes(1, 2)[..., :dim].astype(q.dtype)

@@ -1,18 +1,22 @@
-"""Which platform programs are traced for: what attention and convolutions are chosen by."""
+"""What programs are traced for: the platform, by which attention and convolutions are chosen, and a mesh."""
 
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
+from jax.sharding import NamedSharding
 
 Value = TypeVar("Value")
+Place = Callable[[int], NamedSharding]
+"""Samples -> where a batch of so many lies."""
 
 PLATFORMS = ("cuda", "rocm", "tpu", "cpu")
 
 _traced_for: contextvars.ContextVar[str | None] = contextvars.ContextVar("traced_for", default=None)
+_batches: contextvars.ContextVar[Place | None] = contextvars.ContextVar("batches", default=None)
 _forced: contextvars.ContextVar[tuple[contextvars.ContextVar[Any], ...]] = contextvars.ContextVar("forced", default=())
 
 
@@ -36,6 +40,25 @@ def trace_for(name: str) -> contextlib.AbstractContextManager[None]:
     if name not in PLATFORMS:
         raise ValueError(f"platform {name!r}: must be one of {', '.join(PLATFORMS)}")
     return setting(_traced_for, name)
+
+
+@contextlib.contextmanager
+def batches_placed(place: Place | None) -> Iterator[None]:
+    """Say where batches of so many samples lie in what is traced inside; None for one device.
+
+    XLA splits what it knows over a mesh by itself, but not kernels of our own choice.
+    """
+    token = _batches.set(place)
+    try:
+        yield
+    finally:
+        _batches.reset(token)
+
+
+def batch_place(samples: int) -> NamedSharding | None:
+    """Where a batch of so many samples lies, as `batches_placed` said; None for one device."""
+    place = _batches.get()
+    return None if place is None else place(samples)
 
 
 @contextlib.contextmanager

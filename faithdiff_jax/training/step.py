@@ -19,11 +19,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Key
 
 from faithdiff_jax.diffusion import schedule
+from faithdiff_jax.models.backend import batches_placed
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.layers import rematerialise
 from faithdiff_jax.models.parts import Networks, numbered, unflatten
 from faithdiff_jax.models.vae import VAE
-from faithdiff_jax.sharding import batch_constraint, parameter_sharding
+from faithdiff_jax.sharding import batch_constraint, batch_places, parameter_sharding
 from faithdiff_jax.training.config import TrainConfig
 from faithdiff_jax.training.eight_bit import is_eight_bit
 from faithdiff_jax.training.lora import merge_adapters
@@ -198,7 +199,8 @@ class TrainStep:
         def one_round(part: Batch) -> tuple[Flat, dict[str, jax.Array]]:
             part = {name: self._constrain(array) for name, array in part.items()}
             draws = self._draw(part, step)
-            (_, losses), gradients = jax.value_and_grad(self.loss, has_aux=True)(compute, frozen, part, draws)
+            with batches_placed(batch_places(self.mesh)):
+                (_, losses), gradients = jax.value_and_grad(self.loss, has_aux=True)(compute, frozen, part, draws)
             gradients = {path: self._place(array.astype(jnp.float32)) for path, array in gradients.items()}
             return gradients, {"losses": losses, "timesteps": draws.timesteps}
 

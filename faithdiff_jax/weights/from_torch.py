@@ -16,9 +16,10 @@ import numpy as np
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.writing import refuse_existing
 from faithdiff_jax.models.alignment import AlignmentConfig
+from faithdiff_jax.models.clip import TextEncoderConfig
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import numbered, part_names, part_shapes
-from faithdiff_jax.weights import hub, published_baselines, published_configs, rules, single_file
+from faithdiff_jax.weights import hub, open_clip_names, published_baselines, published_configs, rules, single_file
 from faithdiff_jax.weights.initialisation import initial_alignment, lq_encoder_from_vae
 from faithdiff_jax.weights.keymap import KeyMap, compare
 from faithdiff_jax.weights.model_directory import ModelDirectory
@@ -27,6 +28,7 @@ from faithdiff_jax.weights.tensor_files import TensorSource, open_tensors, with_
 from faithdiff_jax.weights.tokenizer_files import tokenizer_files
 
 FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16))
+LARGEST_TILE = 2**14
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -69,12 +71,14 @@ class Published:
     """Published weights: what to convert.
 
     Attributes:
-        sdxl: a diffusers folder or repository id: text encoders, tokenizers, scheduler and the UNet's architecture.
+        sdxl: a diffusers folder or repository id of SDXL or SD 2.1: text encoders, tokenizers, scheduler and the UNet's
+            architecture.
         vae: the folder or repository id of the VAE, with its files at the root or under `vae/`; or a file that holds
             one, of `sdxl`'s architecture (see `single_file`); None for `sdxl`'s.
         faithdiff: file or repository of FaithDiff's own weights; None prepares a model for training, with `sdxl`'s
             UNet, the VAE's encoder as LQ encoder and an initial aligner.
         unet: a file that holds a UNet of `sdxl`'s architecture, to take instead of `sdxl`'s; without `faithdiff`.
+        text_encoder: a file that holds the text encoders, to take instead of `sdxl`'s (see `open_clip_names`).
         controlnet: file, folder or repository of a ControlNet or ControlNet-XS for `sdxl`'s UNet, as diffusers writes
             it; without `faithdiff`.
         variant: which files to prefer where there are several, such as "fp16"; None for full precision.
@@ -85,6 +89,7 @@ class Published:
     vae: str | None = None
     faithdiff: str | None = None
     unet: str | None = None
+    text_encoder: str | None = None
     controlnet: str | None = None
     variant: str | None = None
     seed: int = 0
@@ -111,10 +116,11 @@ def convert(
         InputError: anything that is missing, damaged, unsupported or does not fit; every tensor at fault is named.
     """
     sdxl, vae, faithdiff, variant = published.sdxl, published.vae, published.faithdiff, published.variant
-    given = {"unet": published.unet, "vae": vae}
+    given = {"unet": published.unet, "vae": vae, "text_encoder": published.text_encoder}
     single = {part: pathlib.Path(file) for part, file in given.items() if file and pathlib.Path(file).is_file()}
-    if published.unet is not None and "unet" not in single:
-        raise InputError(f"{published.unet}: no such file")
+    for part in ("unet", "text_encoder"):
+        if given[part] is not None and part not in single:
+            raise InputError(f"{given[part]}: no such file")
     if faithdiff is not None and "unet" in single:
         raise InputError(f"{published.unet}: FaithDiff's weights hold the UNet, leave one of the two out")
     if faithdiff is not None and published.controlnet is not None:
@@ -122,9 +128,8 @@ def convert(
     output = pathlib.Path(output)
     refuse_existing(output)
     with_unet = faithdiff is None and "unet" not in single
-    folder = hub.local_folder(
-        sdxl, lambda names: _sdxl_files(names, variant, with_unet=with_unet, with_vae=vae is None)
-    )
+    weights_of = {"unet": with_unet, "vae": vae is None, "text": "text_encoder" not in single}
+    folder = hub.local_folder(sdxl, lambda names: _sdxl_files(names, variant, weights_of))
     other_vae = vae is not None and "vae" not in single
     vae_folder = hub.local_folder(str(vae), lambda names: _vae_files(names, variant)) if other_vae else folder
     vae_folder /= _vae_prefix(hub.file_names(vae_folder))
@@ -135,7 +140,10 @@ def convert(
     files = dict(single)
     if "vae" not in single:
         files["vae"] = _weights(vae_folder, hub.DIFFUSERS, variant)
-    files |= {name: _weights(folder / name, hub.TRANSFORMERS, variant) for name in encoders}
+    if "text_encoder" in single:
+        files |= dict.fromkeys(encoders, single["text_encoder"])
+    else:
+        files |= {name: _weights(folder / name, hub.TRANSFORMERS, variant) for name in encoders}
     if with_unet:
         files["unet"] = _weights(folder / "unet", hub.DIFFUSERS, variant)
     elif faithdiff is not None:
@@ -145,9 +153,14 @@ def convert(
     if variant is not None and not any(f".{variant}." in file.name for file in files.values()):
         raise InputError(f"variant {variant}: none of the weight files found is of it")
 
-    sources = {name: open_tensors(file) for name, file in files.items()}
+    under = {file: single_file.UNDER for file in single.values()}
+    sources = {name: open_tensors(file, under.get(file, ())) for name, file in files.items()}
     whole = {"unet": single_file.unet_of, "vae": single_file.vae_of}
-    sources |= {part: whole[part](sources[part]) for part in single}
+    sources |= {part: whole[part](sources[part]) for part in single if part in whole}
+    if "text_encoder" in single:
+        for i, name in enumerate(encoders):
+            sizes = _text_config(folder / name, len(encoders))
+            sources[name] = open_clip_names.text_encoder_of(sources[name], i, sizes)
     sources = {
         name: with_text_model_names(source) if name in encoders else with_current_vae_names(source)
         for name, source in sources.items()
@@ -158,8 +171,11 @@ def convert(
 
     provenance = {
         "sources": {"sdxl": sdxl, "vae": vae, "faithdiff": faithdiff}
-        | ({"unet": unet} if (unet := given["unet"]) else {})
-        | ({"controlnet": published.controlnet} if published.controlnet else {}),
+        | {
+            part: str(file)
+            for part in ("unet", "text_encoder", "controlnet")
+            if (file := getattr(published, part)) is not None
+        },
         "variant": variant,
         "parts": {part.name: part.provenance() for part in parts},
     }
@@ -170,19 +186,25 @@ def convert(
         contents,
         tokenizers=folder,
         provenance=provenance,
-        defaults=defaults,
+        defaults={**_defaults(folder, config), **(defaults or {})},
         allow_nonfinite=allow_nonfinite,
     )
 
 
-def _sdxl_files(names: hub.Names, variant: str | None, *, with_unet: bool, with_vae: bool) -> list[str]:
-    """What is needed of an SDXL repository."""
+def _defaults(folder: pathlib.Path, config: FaithDiffConfig) -> dict[str, Any]:
+    """What the published folder says of restoring: of a UNet that is not told its tile's size, which it is made for."""
+    side = published_configs.Settings(folder / "unet" / "config.json").get("sample_size")
+    fits = type(side) is int and config.unet.smallest_side <= side <= LARGEST_TILE
+    return {"tile": side} if fits and config.unet.pooled_dim is None else {}
+
+
+def _sdxl_files(names: hub.Names, variant: str | None, weights_of: Mapping[str, bool]) -> list[str]:
+    """What is needed of a repository of SDXL or SD 2.1; of unet, vae and text the weights only where wanted."""
     encoders = [name for name in TEXT_ENCODERS if f"{name}/config.json" in names]
     configs = ["scheduler/scheduler_config.json", *(f"{name}/config.json" for name in ("unet", "vae", *encoders))]
     wanted = [name for name in names if name in configs or name.startswith(("tokenizer/", "tokenizer_2/"))]
-    folders = dict.fromkeys(encoders, hub.TRANSFORMERS)
-    folders |= {"unet": hub.DIFFUSERS} if with_unet else {}
-    folders |= {"vae": hub.DIFFUSERS} if with_vae else {}
+    folders = dict.fromkeys(encoders, hub.TRANSFORMERS) if weights_of["text"] else {}
+    folders |= {part: hub.DIFFUSERS for part in ("unet", "vae") if weights_of[part]}
     for folder, stems in folders.items():
         chosen = hub.choose_weights(names, folder, stems, variant)
         wanted += hub.with_shards(names, chosen) if chosen else []
@@ -230,17 +252,12 @@ def _config(
 ) -> FaithDiffConfig:
     faithdiff, controlnet = sources.get("faithdiff"), sources.get("controlnet")
     tensors = {name: len(source.shapes()) for name, source in sources.items()}
-    # SDXL conditions on the last layer's input, SD 2.1 with its single encoder on the normalised output.
-    output = "penultimate" if len(encoders) > 1 else "final"
     unet = published_configs.unet_config(
         folder / "unet" / "config.json", tensors.get("unet", tensors.get("faithdiff", 0))
     )
     vae = published_configs.vae_config(vae_folder / "config.json", tensors["vae"])
     alignment = AlignmentConfig() if faithdiff is None else published_configs.alignment_config(list(faithdiff.shapes()))
-    text = tuple(
-        published_configs.text_encoder_config(folder / name / "config.json", tensors[name], output=output)
-        for name in encoders
-    )
+    text = tuple(_text_config(folder / name, len(encoders), tensors[name]) for name in encoders)
     schedule = published_configs.schedule_config(folder / "scheduler" / "scheduler_config.json")
     try:
         lq_encoder = None if faithdiff is None else published_configs.lq_encoder_config(faithdiff.shapes(), vae)
@@ -258,6 +275,14 @@ def _config(
         )
     except ValueError as error:
         raise InputError(f"{folder}: its parts do not go together: {error}") from None
+
+
+def _text_config(
+    folder: pathlib.Path, encoders: int, tensors: int = published_configs.MOST_TENSORS
+) -> TextEncoderConfig:
+    """The sizes of one of so many text encoders: SDXL conditions on the last layer's input, SD 2.1 on the output."""
+    output = "penultimate" if encoders > 1 else "final"
+    return published_configs.text_encoder_config(folder / "config.json", tensors, output=output)
 
 
 def _parts(

@@ -73,7 +73,8 @@ TEXT_SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "hidden_act": ("quick_gelu", ("quick_gelu", "gelu")),
     "layer_norm_eps": (1e-5, (1e-5,)),
 }
-# How a sampler spaces its steps (timestep_spacing, Karras sigmas) is not the model's: ours is the published one.
+# Of how a sampler spaces its steps only "trailing" is taken over, which models of few steps are trained for; all else
+# (linspace, Karras sigmas) is the sampler's that saved the file: ours is the published one.
 SCHEDULE_SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "beta_schedule": ("linear", ("scaled_linear",)),
     "prediction_type": ("epsilon", PREDICTIONS),
@@ -297,6 +298,7 @@ def schedule_config(path: pathlib.Path) -> ScheduleConfig:
             beta_end=file.number("beta_end", 0.02, 0, 1),
             steps_offset=file.count("steps_offset", 0, MOST_TRAIN_STEPS, least=0),
             prediction=file.get("prediction_type", "epsilon"),
+            spacing="trailing" if file.get("timestep_spacing") == "trailing" else ScheduleConfig.spacing,
         )
     )
 

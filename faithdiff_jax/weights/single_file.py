@@ -1,9 +1,10 @@
-"""Checkpoints in one file, as the original SDXL code and most fine-tuned models are published, under diffusers' names.
+"""Checkpoints in one file, as the original code of SDXL and SD 2.1 and most fine-tuned models are published.
 
     model.diffusion_model.input_blocks.4.1.proj_in.weight -> down_blocks.1.attentions.0.proj_in.weight
     first_stage_model.decoder.up.3.block.0.conv1.weight   -> decoder.up_blocks.0.resnets.0.conv1.weight
 
-A file that holds diffusers' names already is taken as it is.
+Their tensors get diffusers' names; a file that holds these already is taken as it is. Text encoders in such a file are
+in `open_clip_names`.
 """
 
 import re
@@ -14,6 +15,8 @@ from faithdiff_jax.weights.safetensors_format import Tensor
 from faithdiff_jax.weights.tensor_files import Renamed, TensorSource
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
+UNDER = ("state_dict",)
+"""Where a checkpoint of torch.save keeps its tensors, beside what else a training run left in it."""
 
 _UNET_ENDS = {
     "input_blocks.0.0": "conv_in",

@@ -21,6 +21,8 @@ from faithdiff_jax.weights import safetensors_format
 from faithdiff_jax.weights.safetensors_format import Tensor, shown
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+CHECKPOINT_SUFFIX = ".ckpt"
+"""Of torch.save too, by the name that whole checkpoints of the original code have."""
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.(safetensors|bin|pt|pth)")
 NAMED_AT_MOST = 20
 INDEX = re.compile(r"\.index(\.\w+)?\.json$")
@@ -66,9 +68,10 @@ def open_tensors(path: pathlib.Path, under: Sequence[str] = ()) -> TensorSource:
         return Shards(path)
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
-    if path.suffix in TORCH_SUFFIXES:
+    of_torch = (*TORCH_SUFFIXES, CHECKPOINT_SUFFIX)
+    if path.suffix in of_torch:
         return TorchFile(path, under)
-    raise InputError(f"{path}: weights are .safetensors, {', '.join(TORCH_SUFFIXES)} or an .index.json of such files")
+    raise InputError(f"{path}: weights are .safetensors, {', '.join(of_torch)} or an .index.json of such files")
 
 
 class SafetensorsFile(TensorSource):
