@@ -1,12 +1,13 @@
 """What each way to bring a low-quality picture into SDXL takes: parameters, arithmetic, memory, time.
 
     python benchmarks/comparisons.py                              # parameters and arithmetic at full size
-    python benchmarks/comparisons.py --topology v5e:2x2           # memory, too, by TPU's compiler; minutes a row
+    python benchmarks/comparisons.py --topology v5e:2x2           # memory, too, by TPU's compiler; ten minutes a row
     python benchmarks/comparisons.py --time                       # of one evaluation on this machine, at a small size
 
-Each prints a Markdown table. At full size nothing is computed or held: shapes are traced. Time is that of the small
-model's UNet with random parameters and latents of 64x64, of one evaluation of both sides of the guidance; the variants
-take turns, and the figure is the median of the rounds, FaithDiff = 1.
+Each prints a Markdown table. At full size nothing is computed or held: shapes are traced. Memory to restore is that of
+one chip of the topology; to train, that of a chip of `TRAINING`'s, with ten samples and a quarter of the state. Time is
+that of the small model's UNet with random parameters and latents of 64x64, of one evaluation of both sides of the
+guidance; the variants take turns, and the figure is the median of the rounds, FaithDiff = 1.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from faithdiff_jax import SMALL_MODEL
+from faithdiff_jax.config import find_config, load
 from faithdiff_jax.models.alignment import AlignmentConfig
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.controlnet_xs import ControlNetXSConfig
@@ -33,12 +35,15 @@ from faithdiff_jax.training.lowering import PlannedStep
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
 CONFIGS = {
-    "FaithDiff": "stage2",
-    "FaithDiff without aligner": "ablations/without_alignment",
-    "ControlNet": "baselines/controlnet",
-    "ControlNet-XS": "baselines/controlnet_xs",
-    "ControlNet with SFT": "baselines/sft",
+    "FaithDiff": ("stage2", None),
+    "FaithDiff without aligner": ("ablations/without_alignment", None),
+    "ControlNet": ("baselines/controlnet", None),
+    "ControlNet-XS": ("baselines/controlnet_xs", None),
+    "ControlNet with SFT": ("baselines/sft", None),
+    "FaithDiff on SD 2.1": ("stage2", "models/sd21"),
 }
+"""What trains, and on which model: SDXL, with the changes of the configuration, where none is named."""
+TRAINING = ("--topology", "v5p:2x2x1", "batch=40", "accumulation=1", "mesh.data=1", "mesh.fsdp=4")
 PICTURE = "1024x1024"
 XS_OF_SMALL = ControlNetXSConfig(channels=(8, 16, 32), heads=(1, 1, 2))
 KINDS = {
@@ -67,13 +72,16 @@ def count(model: FaithDiffConfig, *parts: str) -> float:
 def full_size(topology: str | None) -> None:
     """The table of parameters and arithmetic, and of memory where a topology is given."""
     columns = ["beside the UNet, M", "trained, M", "training, TFLOP a sample", "restoring, TFLOP a picture"]
-    columns += ["restoring, GiB"] * (topology is not None)
+    columns += ["restoring, GiB", "training, GiB"] * (topology is not None)
     print("| |" + "".join(f" {column} |" for column in columns))
     print("|---|" + "---|" * len(columns))
-    for name, config in CONFIGS.items():
-        step = PlannedStep.of(load_train_config(config, ["data.sources=[{photos: none}]"]))
-        training = plan("--config", config, "batch=1")
-        restoring = plan("--restore", PICTURE, "--config", config, "steps=20", "guidance=5")
+    for name, (config, on) in CONFIGS.items():
+        model = None if on is None else find_config(on)
+        what = ["--config", config, *([] if model is None else ["--model", str(model)])]
+        architecture = None if model is None else load(FaithDiffConfig, model)
+        step = PlannedStep.of(load_train_config(config, ["data.sources=[{photos: none}]"]), architecture)
+        training, picture = plan(*what, "batch=1"), ("--restore", PICTURE, *what, "steps=20", "guidance=5")
+        restoring = plan(*picture)
         figures = [
             f"{count(step.model, 'alignment', 'lq_encoder'):,.1f}",
             f"{training['trained_parameters'] / 1e6:,.1f}",
@@ -81,9 +89,9 @@ def full_size(topology: str | None) -> None:
             f"{restoring['flops'] / 1e12:.1f}",
         ]
         if topology is not None:
-            compiled = plan("--restore", PICTURE, "--config", config, "--topology", topology, "steps=20", "guidance=5")
-            memory = sum(compiled["bytes_held"].values()) + compiled["bytes_temporary"]
-            figures.append(f"{memory / 2**30:.2f}")
+            compiled = plan(*picture, "--topology", topology), plan(*what, *TRAINING)
+            memory = [sum(found["bytes_held"].values()) + found["bytes_temporary"] for found in compiled]
+            figures += [f"{size / 2**30:.2f}" for size in memory]
         print(f"| {name} |" + "".join(f" {figure} |" for figure in figures), flush=True)
 
 

@@ -171,6 +171,7 @@ def run(command, *arguments):
     assert run_command(command, [str(argument) for argument in arguments]) == 0
 
 
+@pytest.mark.slow
 def test_from_the_published_folder_and_back(tmp_path, rng, capsys):
     """Convert, train, export, compile, restore, and the UNet back in diffusers; two levels of the model for 768."""
     models = write_published(tmp_path, sd21=True, prediction="v_prediction", levels=2)
