@@ -84,8 +84,8 @@ def test_three_pictures_fill_a_batch_of_four_and_each_has_its_own_size(monkeypat
 def test_lists_that_do_not_fit_are_refused(captions, given, message):
     with pytest.raises(InputError, match=message):
         loaded().restore([photograph(16, 16)] * 2, captions, **given)
-    with pytest.raises(InputError, match="must be one caption, and no seeds, for one picture"):
-        loaded().restore(photograph(16, 16), ["a"])
+    with pytest.raises(InputError, match="seeds is a list: must be None for one picture"):
+        loaded().restore(photograph(16, 16), "a", seeds=[1])
 
 
 def test_no_pictures_are_no_pictures():

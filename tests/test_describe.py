@@ -1,5 +1,7 @@
 """Captions of what an RRDBNet cleaned: `caption --clean`, and `restore --caption-from`."""
 
+import json
+
 import numpy as np
 import pytest
 import skimage.data
@@ -15,6 +17,7 @@ from faithdiff_jax.cli.main import main
 from faithdiff_jax.data.captioning import Captioner
 from faithdiff_jax.files.captions import read_caption, trim_caption
 from faithdiff_jax.files.images import load_image
+from faithdiff_jax.inference.pipeline import FaithDiff
 
 QUICK = ["--steps", "1", "--cache", "", "--multiple", "64"]
 
@@ -84,6 +87,43 @@ def test_restore_with_captions_of_cleaned_pictures(models, photos, tmp_path, cap
         assert np.array_equal(*(np.array(Image.open(file)) for file in files))
 
 
+def test_each_tile_is_described_by_itself(models, photos, tmp_path, capsys):
+    face, model = photos / "face.png", FaithDiff.load(models[2])
+    tiles = {"tile": 4, "overlap": 1.0, "scale": 2}
+    flags = ["--model", models[2], "--input", face, "--steps", 1, "--cache", "", "--keep-captions", "--tile-captions"]
+    flags += [word for name, value in tiles.items() for word in (f"--{name}", value)]
+    assert run("restore", *flags, "--captioner", models[0], "--output", tmp_path / "made") == 0
+    picture, captioner = load_image(face).rgb, Captioner.load(str(models[0]), device="cpu")
+    boxes = model.tile_boxes(picture, **tiles)
+    captions = [captioner([picture[top:bottom, left:right]])[0] for left, top, right, bottom in boxes]
+    assert len(set(captions)) == 4
+    assert f"described as {captions!r}" in capsys.readouterr().out
+    (record,) = (json.loads(line) for line in (tmp_path / "made" / "manifest.jsonl").read_text().splitlines())
+    restored = np.asarray(Image.open(tmp_path / "made" / "face.png"))
+    assert (
+        record["caption"]
+        == captions
+        == json.loads(Image.open(tmp_path / "made" / "face.png").text["faithdiff"])["caption"]
+    )
+    np.testing.assert_array_equal(restored, model.restore(picture, captions, steps=1, **tiles))
+
+    files = tmp_path / "captions"
+    files.mkdir()
+    for name, given, code in (
+        ("tiles", {"caption": "a cat", "tile_captions": captions}, 0),
+        ("one", {"caption": "a cat"}, 0),
+        ("wrong", {"tile_captions": captions[1:]}, 2),
+        ("none", {"tile_captions": "a cat"}, 2),
+    ):
+        (files / "face.json").write_text(json.dumps(given))
+        assert run("restore", *flags, "--captions", files, "--output", tmp_path / name) == code
+    said = capsys.readouterr()
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "tiles" / "face.png")), restored)
+    assert 'no "tile_captions" in face.json, all tiles have its caption' in said.out
+    assert "caption is a list of 3: must be one text, or 4, one for each tile" in said.err
+    assert '"tile_captions" must be a list of strings' in said.err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -92,7 +132,13 @@ def test_restore_with_captions_of_cleaned_pictures(models, photos, tmp_path, cap
         (["--caption-from", "input", "--clean", "a"], "--clean: is for --caption-from cleaned"),
         (["--caption-from", "input", "--caption", "a cat"], "captions are made, give neither"),
         (["--caption-from", "input", "--captions", "."], "captions are made, give neither"),
-        (["--captioner", "a/b"], "--captioner: is for --caption-from, which is not given"),
+        (["--captioner", "a/b", "--caption", "a cat"], "captions are made, give neither"),
+        (["--tile-captions"], "--tile-captions: needs --captioner, --caption-from or --captions"),
+        (["--tile-captions", "--captions", ".", "--attribute", "cat"], "leave out --tile-captions"),
+        (
+            ["--tile-captions", "--captioner", "a/b", "--progressive", "--scale", "4"],
+            "progressive is true: takes one caption for a picture",
+        ),
         (["--clean", "a"], "--clean: is for --caption-from cleaned"),
         (["--caption-from", "cleaned", "--clean", "nowhere"], "nowhere: no such model directory"),
     ],

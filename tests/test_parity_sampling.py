@@ -84,6 +84,7 @@ def check_loop(
     added=True,
     config=CONFIG,
     sampler="euler",
+    by_tile=False,
 ):
     height, width = size
     features, noise = normal(rng, batch, height, width, 32), normal(rng, batch, height, width, 4)
@@ -91,17 +92,27 @@ def check_loop(
     dim = 40 if added else 16
     texts = [(normal(rng, batch, n, dim), normal(rng, batch, 20) if added else None) for n in lengths]
     image_size = (8 * height - 3, 8 * width)
+    options = RestoreOptions(steps=steps, tile=tile, overlap=overlap, batch=tile_batch, sampler=sampler)
+    plan = plan_sampling(options, config, height, width)
+    if by_tile:
+        tiles = len(plan.corners)
+        texts[1] = normal(rng, batch, tiles, lengths[1], dim), normal(rng, batch, tiles, 20) if added else None
 
     expected = []
     for i in range(batch):  # the published loop takes one image
         item = slice(i, i + 1)
         tensors = [[None if x is None else torch.from_numpy(x[item]) for x in side] for side in texts]
+
+        def texts_of(step, number, tensors=tensors):
+            own = [x if x is None or not by_tile else x[:, number] for x in tensors[1]]
+            return [tensors[0], own] if guidance > 1 else [own]
+
         expected.append(
             nhwc(
                 denoise(
                     pair.torch_predict,
                     nchw(features[item]),
-                    tensors if guidance > 1 else tensors[1:],
+                    texts_of,
                     nchw(noise[item]),
                     steps=steps,
                     guidance=guidance,
@@ -115,8 +126,6 @@ def check_loop(
             )
         )
 
-    options = RestoreOptions(steps=steps, tile=tile, overlap=overlap, batch=tile_batch, sampler=sampler)
-    plan = plan_sampling(options, config, height, width)
     negative, text = (Text(context=context, pooled=pooled) for context, pooled in texts)
     inputs = SamplingInputs(
         features=features,
@@ -162,6 +171,19 @@ def test_several_tiles_together_with_a_chunk_filled_up(sdxl, rng):
 
 def test_a_batch_of_images_in_tiles(sdxl, rng):
     check_loop(sdxl, rng, size=(12, 7), tile=8, tile_batch=2, batch=2)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"tile_batch": 4, "overlap": 0.75, "size": (13, 21)},  # the last chunk is filled up
+        {"batch": 2, "tile_batch": 2, "lengths": (4, 11)},
+        {"guidance": 1.0, "tile_batch": 3},
+    ],
+    ids=str,
+)
+def test_each_tile_has_a_caption_of_its_own(sdxl, rng, given):
+    check_loop(sdxl, rng, **{"size": (13, 11), "tile": 8, "by_tile": True, "steps": 2, **given})
 
 
 def test_sd21_has_no_added_embedding(rng):

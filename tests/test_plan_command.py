@@ -132,6 +132,8 @@ def test_a_restoration_by_parts(files, on_cpu, capsys):
         found[above] = json.loads(capsys.readouterr().out)["flops"]
     assert found["1"] == pytest.approx(18 * plan["model_flops"])
     assert found["1"] == pytest.approx(found["99999"], rel=0.2)
+    assert call(*model, "--json", *cut, "--tile-captions") == DONE
+    assert 1 < json.loads(capsys.readouterr().out)["flops"] / found["99999"] < 1.2
 
 
 def test_what_does_not_fit_ends_with_advice_and_exit_code_1(files, on_cpu, monkeypatch, capsys):
@@ -208,6 +210,7 @@ def test_bad_input_of_a_training(files, on_cpu, capsys, arguments, message):
         (["--restore", "99999x64"], "up to 16384"),
         (["--restore", "1023x64"], "sides must be multiples of the VAE's 8"),
         (["--restore", "64x64", "steps=0"], "steps is 0"),
+        (["--config", "stage2", "--tile-captions"], "--tile-captions: is for --restore"),
         (["--restore", "64x64", "step=3"], "step"),
         ([], "one of --config, --restore is needed"),
         (["--restore", "64x64", "--config", "stage2", "--search", "--gpu", "h100:1"], "--search: is for --config with"),

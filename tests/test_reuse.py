@@ -38,7 +38,7 @@ def in_torch(pair, inputs, options, evaluations):
         if side is not None
     ]
 
-    def texts_of(step):
+    def texts_of(step, tile):
         now = evaluations[step]
         deep.leave_out = now.shallow
         gate.state = "frozen" if now.frozen else "keep" if now.keep_attended else "attend"

@@ -76,7 +76,7 @@ def denoise(
     scheduler=None,
 ):
     """`texts` is [(negative context, pooled), (context, pooled)], or the latter alone without guidance; or it is a
-    function that is called before each step and gives that step's.
+    function that is called before each tile of a step, with the numbers of both, and gives that tile's.
 
     The scheduler is Euler's unless another is given; one that remembers earlier steps, for a single tile.
     """
@@ -88,9 +88,9 @@ def denoise(
     corners, height, width = grid(*latents.shape[2:], tile, overlap)
     weights = tile_weights(height, width)
     for step, t in enumerate(scheduler.timesteps):
-        sides = texts(step) if callable(texts) else texts
         total, count = torch.zeros_like(latents, dtype=torch.float64), torch.zeros(latents.shape[2:]).double()
-        for top, left in corners:
+        for tile_number, (top, left) in enumerate(corners):
+            sides = texts(step, tile_number) if callable(texts) else texts
             here = (..., slice(top, top + height), slice(left, left + width))
             part = latents[here]
             scheduler._step_index = step

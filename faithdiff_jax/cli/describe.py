@@ -1,21 +1,30 @@
-"""`restore --caption-from`: pictures are described by a vision-language model before they are restored.
+"""Captions of `restore`: from files, or of a vision-language model that describes pictures before they are restored.
 
 The two models are not in memory at the same time.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from faithdiff_jax.cli import arguments as types
 from faithdiff_jax.cli.command import Parser
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files.captions import trim_caption
+from faithdiff_jax.files.captions import (
+    OF_TILES,
+    Caption,
+    find_caption,
+    read_caption,
+    read_tile_captions,
+    trim_caption,
+)
 
 INPUT, CLEANED = "input", "cleaned"
 
-Captions = dict[Path, str | InputError]
-"""Picture -> its caption, or why it has none."""
+Captions = dict[Path, Caption | InputError]
+"""Picture -> its caption, or those of its tiles, or why it has none."""
+Boxes = Callable[[tuple[int, int]], Sequence[tuple[int, int, int, int]]]
+"""Height and width of a picture -> left, top, right and bottom of what each of its tiles shows."""
 
 
 def add_flags(parser: Parser) -> None:
@@ -30,7 +39,7 @@ def add_flags(parser: Parser) -> None:
         "--captioner",
         metavar="DIR_OR_REPO",
         type=types.nonempty,
-        help="for --caption-from: any image-text-to-text model (default: faithdiff caption's)",
+        help="what describes pictures: any image-text-to-text model (default: faithdiff caption's)",
     )
     add(
         "--clean",
@@ -38,22 +47,31 @@ def add_flags(parser: Parser) -> None:
         metavar="MODEL_DIR",
         help="for --caption-from cleaned: an RRDBNet, from faithdiff convert --rrdbnet",
     )
+    add(
+        "--tile-captions",
+        action="store_true",
+        help="a caption for each tile: made from what it shows of the picture, or of the caption file's tile_captions",
+    )
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """InputError for flags that lack or exclude one another; nothing is read."""
+    """InputError for flags that lack or exclude one another; nothing is read. A captioner describes the input."""
+    if arguments.caption_from is None and arguments.captioner is not None:
+        arguments.caption_from = INPUT
     source = arguments.caption_from
     if source is not None and (arguments.caption or arguments.captions is not None):
-        raise InputError("--caption-from: captions are made, give neither --caption nor --captions")
-    if source is None and arguments.captioner is not None:
-        raise InputError("--captioner: is for --caption-from, which is not given")
+        raise InputError("--caption-from and --captioner: captions are made, give neither --caption nor --captions")
     if source != CLEANED and arguments.clean is not None:
         raise InputError(f"--clean: is for --caption-from {CLEANED}")
     if source == CLEANED and arguments.clean is None:
         raise InputError(f"--caption-from {CLEANED}: needs --clean MODEL_DIR")
+    if arguments.tile_captions and source is None and arguments.captions is None:
+        raise InputError("--tile-captions: needs --captioner, --caption-from or --captions")
+    if arguments.tile_captions and arguments.attribute:
+        raise InputError("--attribute: is for words of one caption, leave out --tile-captions")
 
 
-def captions_for(pictures: Sequence[Path], arguments: argparse.Namespace) -> Captions:
+def captions_for(pictures: Sequence[Path], arguments: argparse.Namespace, boxes: Boxes) -> Captions:
     """Describe pictures as the flags say, trimmed as in training unless --keep-captions; none without --caption-from.
 
     Raises:
@@ -62,12 +80,44 @@ def captions_for(pictures: Sequence[Path], arguments: argparse.Namespace) -> Cap
     if arguments.caption_from is None:
         return {}
     from faithdiff_jax.cli.caption import load_cleaner, prepare_library
-    from faithdiff_jax.data.captioning import MODEL, Captioner, describe
+    from faithdiff_jax.data.captioning import MODEL, Captioner, describe, describe_parts
 
     clean = None if arguments.clean is None else load_cleaner(arguments.clean)
     prepare_library()
     captioner = Captioner.load(arguments.captioner or MODEL)
-    found = dict(describe(captioner, pictures, clean=clean))
+    found: Captions = (
+        dict(describe_parts(captioner, pictures, boxes, clean))
+        if arguments.tile_captions
+        else dict(describe(captioner, pictures, clean=clean))
+    )
+    return {path: made if isinstance(made, InputError) else _kept(made, arguments) for path, made in found.items()}
+
+
+def caption_of(picture: Path, made: Caption | None, arguments: argparse.Namespace, notes: list[str]) -> Caption:
+    """A picture's caption: the one that was made, that of its file, or that of all; `notes` says what is to be known.
+
+    Raises:
+        InputError: a file that cannot be used.
+    """
+    if made is not None:
+        notes.append(f"described as {made!r}")
+        return made
+    if arguments.captions is None:
+        return str(arguments.caption)
+    file = find_caption(picture, arguments.captions)
+    if file is None:
+        notes.append("no caption found, restored without one")
+        return ""
+    if arguments.tile_captions:
+        own = read_tile_captions(file)
+        if own is not None:
+            return _kept(own, arguments)
+        notes.append(f'no "{OF_TILES}" in {file.name}, all tiles have its caption')
+    return _kept(read_caption(file), arguments)
+
+
+def _kept(caption: Caption, arguments: argparse.Namespace) -> Caption:
+    """Trimmed, unless it is to be kept as it is."""
     if arguments.keep_captions:
-        return found
-    return {path: trim_caption(text) if isinstance(text, str) else text for path, text in found.items()}
+        return caption
+    return trim_caption(caption) if isinstance(caption, str) else [trim_caption(one) for one in caption]

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from faithdiff_jax.cli.command import asked_to_stop, trace
-from faithdiff_jax.cli.describe import Captions
+from faithdiff_jax.cli.describe import Captions, caption_of
 from faithdiff_jax.cli.exit_codes import DONE
 from faithdiff_jax.cli.explain import explain
 from faithdiff_jax.cli.jobs import Job
@@ -29,7 +29,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.attribution import attribution_sheet
 from faithdiff_jax.evaluation.pictures import comparison
 from faithdiff_jax.files import images
-from faithdiff_jax.files.captions import find_caption, read_caption, trim_caption
+from faithdiff_jax.files.captions import Caption
 from faithdiff_jax.files.listing import list_images
 from faithdiff_jax.files.manifest import Manifest
 from faithdiff_jax.files.rows import save_restored
@@ -54,7 +54,7 @@ class Loaded:
 
     job: Job
     picture: images.Picture
-    caption: str
+    caption: Caption
     words: list[str]
     notes: list[str]
     seconds: dict[str, float]
@@ -215,7 +215,7 @@ class FolderRun:
             if loaded[0].words:  # alone in its batch
                 one = loaded[0]
                 image, maps = self.model.attribute(
-                    one.picture.rgb, one.caption, one.words, self.options, seed=one.job.seed
+                    one.picture.rgb, str(one.caption), one.words, self.options, seed=one.job.seed
                 )
                 results: list[Any] = [(image, maps)]
             else:
@@ -246,17 +246,8 @@ class FolderRun:
         source = source_record(job)
         picture = images.load_image(job.source)
         images.output_format(job.target, alpha=picture.alpha is not None)
-        notes, arguments, caption = list(picture.notes), self.arguments, self.arguments.caption
-        if made is not None:
-            caption = made
-            notes.append(f"described as {caption!r}")
-        if arguments.captions is not None:
-            found = find_caption(job.source, arguments.captions)
-            if found is None:
-                caption = ""
-                notes.append("no caption found, restored without one")
-            else:
-                caption = read_caption(found) if arguments.keep_captions else trim_caption(read_caption(found))
+        notes = list(picture.notes)
+        caption = caption_of(job.source, made, self.arguments, notes)
         tint = None if self._frames is None else self._frames.tint(job.source, picture.rgb)
         return Loaded(
             job=job,
@@ -269,12 +260,12 @@ class FolderRun:
             tint=tint,
         )
 
-    def _words_of(self, caption: str, notes: list[str]) -> list[str]:
+    def _words_of(self, caption: Caption, notes: list[str]) -> list[str]:
         """Those of the words to attribute to that a caption has; of the others, a note."""
         found = []
         for word in self.arguments.attribute:
             try:
-                self.model.tokenizers.positions(caption, word)
+                self.model.tokenizers.positions(str(caption), word)
             except InputError as error:
                 notes.append(f"no map: {error}")
             else:

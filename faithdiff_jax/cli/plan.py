@@ -56,6 +56,7 @@ def build_parser() -> Parser:
         help="another architecture than the published one, as configs/models",
     )
     add("--quantized", choices=types.EIGHT_BITS, help="with --restore: hold kernels in 8 bits")
+    add("--tile-captions", action="store_true", help="with --restore: a caption for each tile")
     add(
         "--search",
         action="store_true",
@@ -86,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         target = gpus(arguments.gpu)
     if arguments.quantized is not None and arguments.restore is None:
         raise InputError("--quantized: is for --restore")
+    if arguments.tile_captions and arguments.restore is None:
+        raise InputError("--tile-captions: is for --restore")
     if arguments.search and (target is None or arguments.restore is not None):
         raise InputError("--search: is for --config with --topology or --gpu")
     if target is None:
@@ -148,7 +151,13 @@ def _planned_restoration(arguments: argparse.Namespace) -> Any:
     width, height = arguments.restore
     if width % model.vae.factor or height % model.vae.factor:
         raise InputError(f"--restore {width}x{height}: sides must be multiples of the VAE's {model.vae.factor}")
-    return PlannedRestoration(model, options, (height, width), quantized=arguments.quantized)
+    return PlannedRestoration(
+        model,
+        options,
+        (height, width),
+        quantized=arguments.quantized,
+        tile_captions=arguments.tile_captions,
+    )
 
 
 def _training(arguments: argparse.Namespace, target: "Target") -> "Plan":
@@ -196,7 +205,8 @@ def _restoration(arguments: argparse.Namespace, target: "Target") -> "Plan":
     plan = Plan(
         title=f"{part}a picture of {width}x{height} on one chip of {target.name}: {planned.options.steps} steps, "
         f"{len(planned.plan.corners)} tiles, {planned.plan.tile_batch} at a time, {planned.dtype.__name__}"
-        + (f", kernels in {planned.quantized}" if planned.quantized else ""),
+        + (f", kernels in {planned.quantized}" if planned.quantized else "")
+        + (", a caption for each tile" if planned.tile_captions else ""),
         target=replace(target, count=1),
         held=held,
         temporary=laid_out.beside({name: size for name, size in held.items() if name != "latents"}),

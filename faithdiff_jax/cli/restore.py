@@ -6,6 +6,7 @@ jobs (see `jobs`) -> batches of one padded size, read, restored and written (see
 
 import argparse
 import contextlib
+import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -41,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     options, stored = model_options(arguments)
     if arguments.attribute:
         options.check_attribution()
+    if arguments.tile_captions:
+        options.check_tile_captions()
     mesh = mesh_of(arguments.mesh)
     _check_words(arguments, stored)
     loras = lora_files(arguments, stored)
@@ -59,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         if len(jobs) == 1:  # a bad picture need not wait for the model
             image = images_.load_image(todo[0].source).rgb
             options.padded_size(stored.config, *image.shape[:2])
-        made = describe.captions_for(list(dict.fromkeys(job.source for job in todo)), arguments)
+        boxes = functools.partial(_tile_boxes, options, stored)
+        made = describe.captions_for(list(dict.fromkeys(job.source for job in todo)), arguments, boxes)
         model = load_model(stored, arguments, mesh, loras)
 
         from faithdiff_jax.cli.folder_run import FolderRun
@@ -117,6 +121,14 @@ def _check_companions(arguments: argparse.Namespace) -> None:
     frames.check(arguments)
     if arguments.attribute and not (arguments.captions or arguments.caption or arguments.caption_from):
         raise InputError("--attribute: is for words of a caption, give --caption, --captions or --caption-from")
+
+
+def _tile_boxes(
+    options: RestoreOptions, stored: "ModelDirectory", size: tuple[int, int]
+) -> Sequence[tuple[int, int, int, int]]:
+    from faithdiff_jax.inference.tile_captions import tile_boxes
+
+    return tile_boxes(options, stored.config, size)
 
 
 def _check_captions(folder: pathlib.Path, jobs: Sequence[Job]) -> None:

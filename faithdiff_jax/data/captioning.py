@@ -116,15 +116,38 @@ def describe(
             if len(loaded) == batch or i + 1 == len(pictures):
                 captions = _caption_each(captioner, [picture for _, picture in loaded]) if loaded else []
                 for (source, _), caption in zip(loaded, captions, strict=True):
-                    if isinstance(caption, PictureRefused):
-                        reason = f"the model's processor refuses the picture ({_first_line(caption)})"
-                        yield source, InputError(f"{source}: {reason}")
-                    elif not caption:
-                        yield source, InputError(f"{source}: the model said nothing about it")
-                    else:
-                        yield source, caption
+                    yield source, _told(source, caption)
                 bar.update(len(loaded))
                 loaded = []
+
+
+def describe_parts(
+    captioner: "Captioner",
+    pictures: Sequence[Path],
+    parts: Callable[[tuple[int, int]], Sequence[tuple[int, int, int, int]]],
+    clean: Clean | None = None,
+) -> Iterator[tuple[Path, list[str] | InputError]]:
+    """Yield each picture with a caption of each of its parts, or with why it has none; a part is looked at once.
+
+    `parts` gives left, top, right and bottom of each, of a picture's height and width. Raises InputError if the memory
+    does not suffice.
+    """
+    for path in tqdm(pictures, unit="picture", disable=None):
+        try:
+            picture = _load_clean(path, clean)
+            boxes = parts(picture.shape[:2])
+        except InputError as error:
+            yield path, error
+            continue
+        found: dict[tuple[int, int, int, int], str | InputError] = {}
+        for left, top, right, bottom in dict.fromkeys(boxes):
+            (caption,) = _caption_each(captioner, [picture[top:bottom, left:right]])
+            found[left, top, right, bottom] = told = _told(path, caption)
+            if isinstance(told, InputError):
+                yield path, told
+                break
+        else:
+            yield path, [str(found[box]) for box in boxes]
 
 
 def require_torch() -> Any:
@@ -236,6 +259,13 @@ def _load_clean(path: Path, clean: Clean | None) -> np.ndarray:
         return clean(picture)
     except InputError as error:  # of a picture that came from no file
         raise InputError(f"{path}: {error}") from None
+
+
+def _told(source: Path, caption: str | PictureRefused) -> str | InputError:
+    """A caption, or why there is none, as people read it."""
+    if isinstance(caption, PictureRefused):
+        return InputError(f"{source}: the model's processor refuses the picture ({_first_line(caption)})")
+    return caption or InputError(f"{source}: the model said nothing about it")
 
 
 def _caption_each(captioner: Captioner, pictures: list[np.ndarray]) -> list[str | PictureRefused]:

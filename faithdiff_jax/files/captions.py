@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,12 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.reading import parse_json, read_text
 from faithdiff_jax.files.writing import write_text
 
+Caption = str | Sequence[str]
+"""What a picture shows; or what each of its tiles shows, from left to right and then down."""
+
 CAPTION_SUFFIXES = (".json", ".txt")
+OF_TILES = "tile_captions"
+"""The key of a `.json` file that has a caption for each tile."""
 CAPTION_LIMIT = 1 << 20  # bytes; the text encoders read about 300
 
 
@@ -54,6 +60,23 @@ def read_caption(path: Path) -> str:
         raise InputError(f"{path}: a caption file ends in {' or '.join(CAPTION_SUFFIXES)}")
     text = read_text(path, CAPTION_LIMIT, "caption file")
     return (_caption_of(parse_json(text, path), path) if suffix == ".json" else text).strip()
+
+
+def read_tile_captions(path: Path) -> list[str] | None:
+    """Read the captions of a picture's tiles, the "tile_captions" of a `.json` file; None for a file without.
+
+    Raises:
+        InputError: as `read_caption`, or they are no list of texts.
+    """
+    if path.suffix.lower() != ".json":
+        return None
+    content = parse_json(read_text(path, CAPTION_LIMIT, "caption file"), path)
+    if not isinstance(content, dict) or OF_TILES not in content:
+        return None
+    captions = content[OF_TILES]
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise InputError(f'{path}: "{OF_TILES}" must be a list of strings, one for each tile')
+    return [caption.strip() for caption in captions]
 
 
 def _caption_of(content: Any, path: Path) -> str:

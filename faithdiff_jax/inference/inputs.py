@@ -146,10 +146,25 @@ def check_noise(noise: Mapping[str, Any], options: RestoreOptions, shapes: Mappi
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text:
-    """One side of the guidance, a pytree: a context (B, M, D) and its pooled form (B, P), or None for SD 2.1."""
+    """One side of the guidance, a pytree: a context (B, M, D) and its pooled form (B, P), or None for SD 2.1.
+
+    The caption's may be of each tile its own: (B, tiles, M, D) and (B, tiles, P).
+    """
 
     context: Any
     pooled: Any = None
+
+    @property
+    def by_tile(self) -> bool:
+        """Whether each tile has its own."""
+        return np.ndim(self.context) == 4
+
+    def of_each_tile(self, tiles: int) -> "Text":
+        """The same with tiles, which all have this one, unless each has its own."""
+        if self.by_tile:
+            return self
+        repeated: Text = jax.tree.map(lambda x: np.repeat(np.asarray(x)[:, None], tiles, axis=1), self)
+        return repeated
 
     @classmethod
     def of(cls, context: ArrayLike, pooled: ArrayLike | None) -> "Text":
@@ -163,7 +178,7 @@ class SamplingInputs:
 
     Attributes:
         features: (B, H, W, F) LQ features.
-        text: the caption's.
+        text: the caption's, of all tiles or of each.
         negative: the negative caption's, or None for no guidance.
         noise: (B, H, W, c), standard normal.
         start: (B, H, W, c), scaled latent of the LQ image, or None to start from pure noise.
@@ -241,6 +256,8 @@ def plan_and_complete(
     if guided and negative is None:
         raise InputError(f"guidance is {options.guidance}: above 1 it needs negative_context and negative_pooled")
     sides = [side for side in (inputs.text, negative) if side is not None]
+    if inputs.text.by_tile and inputs.text.context.shape[1] != len(plan.corners):
+        raise InputError(f"context is of {inputs.text.context.shape[1]} tiles: must be of one or {len(plan.corners)}")
     if config.unet.pooled_dim is not None and any(side.pooled is None for side in sides):
         raise InputError("pooled or negative_pooled is None: this model's added embedding needs pooled texts")
     sizes, target = image_sizes or [(height * factor, width * factor)], options.tile * factor

@@ -33,6 +33,7 @@ class PlannedRestoration:
         size: (H, W) of the padded picture, in pixels.
         dtype: of parameters and of computing.
         quantized: the 8-bit format of kernels, None for `dtype`.
+        tile_captions: whether each tile has a caption of its own.
     """
 
     model: FaithDiffConfig
@@ -40,6 +41,7 @@ class PlannedRestoration:
     size: tuple[int, int]
     dtype: Any = jnp.bfloat16
     quantized: str | None = None
+    tile_captions: bool = False
 
     @property
     def plan(self) -> SamplingPlan:
@@ -114,14 +116,15 @@ class PlannedRestoration:
         params = {part: shaped_parameters(model, part, self.dtype, shaped, self.quantized) for part in DENOISING}
         latents = shaped((1, height, width, model.vae.latent_channels), jnp.float32)
         pooled = model.unet.pooled_dim
-        text = Text(
-            context=shaped((1, model.text_encoders[0].positions, model.unet.context_dim), jnp.float32),
-            pooled=None if pooled is None else shaped((1, pooled), jnp.float32),
-        )
+
+        def text(*shape: int) -> Text:
+            context = shaped((*shape, model.text_encoders[0].positions, model.unet.context_dim), jnp.float32)
+            return Text(context=context, pooled=None if pooled is None else shaped((*shape, pooled), jnp.float32))
+
         inputs = SamplingInputs(
             features=shaped((1, height, width, model.feature_channels), jnp.float32),
-            text=text,
-            negative=text if self.options.guidance != 1 else None,
+            text=text(1, len(plan.corners)) if self.tile_captions else text(1),
+            negative=text(1) if self.options.guidance != 1 else None,
             noise=latents,
             start=latents if self.options.start == "lr" else None,
             step_noise=(

@@ -7,6 +7,7 @@ from typing import Any
 
 from faithdiff_jax import __version__
 from faithdiff_jax.config import to_dict
+from faithdiff_jax.files.captions import Caption
 from faithdiff_jax.inference.options import RestoreOptions
 
 
@@ -37,6 +38,6 @@ class Making:
         frames = {} if self.frames is None else {"frames": self.frames}
         return {"version": __version__, **weights, **frames, "options": options}
 
-    def text(self, seed: int, caption: str) -> str:
+    def text(self, seed: int, caption: Caption) -> str:
         """What a picture says of itself: nothing that differs from run to run, such as a time."""
         return json.dumps({**self.described(seed), "caption": caption})

@@ -184,6 +184,11 @@ class RestoreOptions:
         """InputError if some step leaves attention to the text out, so that nothing can be attributed to words."""
         self._check_no_reuse("attribution: needs all attention to the text at every step")
 
+    def check_tile_captions(self) -> None:
+        """InputError if a picture has tiles of several kinds, which no one list of captions fits."""
+        if len(self.enlargements) > 1:
+            raise InputError("progressive is true: takes one caption for a picture, each pass has tiles of its own")
+
     def streams(self, size: tuple[int, int]) -> bool:
         """Whether a picture of a padded height and width in pixels is worked on by parts."""
         return size[0] * size[1] > self.stream_above

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Num, UInt8
 
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.captions import Caption
 from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.attribution import enlarged, word_weights
@@ -36,6 +37,7 @@ from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.inference.progress import long_task
 from faithdiff_jax.inference.restoration import Request, restore_all
 from faithdiff_jax.inference.stepwise import OnStep
+from faithdiff_jax.inference.tile_captions import Box, tile_boxes
 from faithdiff_jax.inference.tiling import fade_tiles, vae_tiles
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, numbered
@@ -218,8 +220,8 @@ class FaithDiff:
     def sample(
         self,
         features: Float[AnyArray, "b h w f"],
-        context: Float[AnyArray, "b m d"],
-        pooled: Float[AnyArray, "b p"] | None,
+        context: Float[AnyArray, "b *tiles m d"],
+        pooled: Float[AnyArray, "b *tiles p"] | None,
         negative_context: Float[AnyArray, "b n d"] | None,
         negative_pooled: Float[AnyArray, "b p"] | None,
         noise: Latents,
@@ -230,8 +232,8 @@ class FaithDiff:
 
         Args:
             features: (B, h, w, 512), from `encode_lq`.
-            context: (B, M, 2048), any M.
-            pooled: (B, 1280).
+            context: (B, M, 2048), any M; or (B, tiles, M, 2048), of each tile its own.
+            pooled: (B, 1280), or (B, tiles, 1280).
             negative_context: (B, N, 2048); not needed, and not used, at guidance 1 or less.
             negative_pooled: (B, 1280).
             noise: (B, h, w, 4), standard normal.
@@ -263,7 +265,7 @@ class FaithDiff:
     def restore(
         self,
         image: UInt8[np.ndarray, "h w 3"],
-        caption: str = "",
+        caption: Caption = "",
         options: RestoreOptions | None = None,
         *,
         noise: Mapping[str, AnyArray] | None = None,
@@ -275,7 +277,7 @@ class FaithDiff:
     def restore(
         self,
         image: Sequence[np.ndarray],
-        caption: str | Sequence[str] = "",
+        caption: str | Sequence[Caption] = "",
         options: RestoreOptions | None = None,
         *,
         seeds: Sequence[int] | None = None,
@@ -285,7 +287,7 @@ class FaithDiff:
     def restore(
         self,
         image: np.ndarray | Sequence[np.ndarray],
-        caption: str | Sequence[str] = "",
+        caption: str | Sequence[Caption] = "",
         options: RestoreOptions | None = None,
         *,
         seeds: Sequence[int] | None = None,
@@ -300,7 +302,8 @@ class FaithDiff:
 
         Args:
             image: (h, w, 3), of any size; or a list of such.
-            caption: what the picture shows; used as it is. Of several pictures, one for all or one for each.
+            caption: what the picture shows, used as it is; or a list of what each of its tiles does (see `tile_boxes`).
+                Of several pictures, one text for all, or a list with one for each, or with a list for each.
             options: every choice there is; the model's defaults if None.
             seeds: of several pictures, one for each; that of the options for all if None.
             noise: instead of the seed, standard normal arrays: "start" (1, H/8, W/8, 4), "encode" of the same shape
@@ -320,9 +323,10 @@ class FaithDiff:
         """
         options = (options or self.defaults).replace(**replacements)
         if isinstance(image, np.ndarray):
-            if not isinstance(caption, str) or seeds is not None:
-                raise InputError("caption or seeds is a list: must be one caption, and no seeds, for one picture")
-            request = Request(image=image, caption=caption, noise=noise)
+            if seeds is not None:
+                raise InputError("seeds is a list: must be None for one picture, which has the seed of the options")
+            of_tiles: Any = caption  # which `restore_all` checks
+            request = Request(image=image, caption=of_tiles, noise=noise)
             return np.asarray(restore_all(self, [request], options, on_step=on_step)[0].image)
         if noise is not None or on_step is not None:
             raise InputError("noise or on_step is given: must be for one picture, not a list")
@@ -336,6 +340,19 @@ class FaithDiff:
             for picture, text, seed in zip(image, captions, each, strict=True)
         ]
         return [np.asarray(restored.image) for restored in restore_all(self, requests, options)]
+
+    def tile_boxes(
+        self, image: UInt8[np.ndarray, "h w 3"], options: RestoreOptions | None = None, **replacements: Any
+    ) -> list[Box]:
+        """Left, top, right and bottom of what each tile of the UNet shows of a picture, in pixels of (h, w, 3).
+
+        Tiles come from left to right and then down: the order of `restore`'s list of captions. The options are
+        `restore`'s too.
+
+        Raises:
+            InputError: options that do not restore this picture, or that do it in several passes.
+        """
+        return tile_boxes((options or self.defaults).replace(**replacements), self.config, image.shape[:2])
 
     def attribute(
         self,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from faithdiff_jax.diffusion import samplers, schedule
 from faithdiff_jax.inference.evaluations import Evaluation
 from faithdiff_jax.inference.inputs import SamplingInputs, SamplingPlan
-from faithdiff_jax.inference.prepared import Constrain, Prepared, Tiles
+from faithdiff_jax.inference.prepared import Constrain, Prepared, TextPass, Tiles
 from faithdiff_jax.models.attribution import Words
 from faithdiff_jax.models.faithdiff import Denoiser
 from faithdiff_jax.models.reuse import Reuse
@@ -94,13 +94,13 @@ class Predictor:
     ) -> tuple[jax.Array, jax.Array | None, Reusable]:
         """What the UNet puts out for whole latents, the caption's maps, and what later steps may take over."""
         passes = self._passes(kind.guided)
-        sides = sum(added.shape[1] for added, _ in passes)
+        sides = sum(texts.added.shape[1] for texts in passes)
         taken = Reusable(
             deep=reusable.deep[-sides:] if kind.shallow else (), attended=reusable.attended if kind.frozen else ()
         )
-        chunks = self.tiles.places, self.prepared.conditions, [added for added, _ in passes], taken
-        texts = [keys_values for _, keys_values in passes]
-        predict = functools.partial(self._predict_chunk, kind, x, time_embedding, texts)
+        shared = [texts.shared for texts in passes]
+        chunks = self.tiles.places, self.prepared.conditions, [(texts.added, texts.own) for texts in passes], taken
+        predict = functools.partial(self._predict_chunk, kind, x, time_embedding, shared)
         output, found, new = jax.lax.map(predict, chunks)
         output, found = jax.tree.map(self.tiles.join, (output, found))
         kept = Reusable(
@@ -110,25 +110,39 @@ class Predictor:
         )
         return output, found, kept
 
-    def _passes(self, guided: bool) -> list[tuple[jax.Array, Any]]:
+    def _passes(self, guided: bool) -> list[TextPass]:
         """What goes through the UNet: `Prepared.passes`, of which the caption's side is the last of the last."""
         passes = self.prepared.passes
         if guided or self.inputs.negative is None:
             return passes
-        added, keys_values = passes[-1]
+        added, shared, own = passes[-1]
         others = added.shape[1] - 1
 
         def last(x: jax.Array) -> jax.Array:  # (depth, k * tile_batch * B, ...)
             return x[:, others * x.shape[1] // (others + 1) :]
 
-        return [(added[:, others:], jax.tree.map(last, keys_values) if others else keys_values)]
+        if own is not None:
+            shared = None
+        elif others:
+            shared = jax.tree.map(last, shared)
+        return [TextPass(added[:, others:], shared, own)]
 
     def _predict_chunk(
-        self, kind: Evaluation, x: jax.Array, time_embedding: jax.Array, texts: Sequence[Any], chunk: tuple[Any, ...]
+        self, kind: Evaluation, x: jax.Array, time_embedding: jax.Array, shared: Sequence[Any], chunk: tuple[Any, ...]
     ) -> tuple[jax.Array, jax.Array | None, Reusable]:
         """The same for the tiles of one chunk."""
-        places, condition, added, taken = chunk
-        return self._predict_tiles(kind, self.tiles.cut(x, places), time_embedding, texts, (condition, added, taken))
+        places, condition, of_tiles, taken = chunk
+        passes = [TextPass(added, each, own) for each, (added, own) in zip(shared, of_tiles, strict=True)]
+        return self._predict_tiles(kind, self.tiles.cut(x, places), time_embedding, passes, (condition, taken))
+
+    def _text_of(self, texts: TextPass) -> Any:
+        """Keys and values of the texts of one chunk."""
+        if texts.own is None:
+            return texts.shared
+        own = self.denoiser.project_text(self.constrain(texts.own))
+        if texts.shared is None:
+            return own
+        return jax.tree.map(lambda *sides: jnp.concatenate(sides, axis=1), texts.shared, own)
 
     def predict_cut(
         self, kind: Evaluation, latents: jax.Array, features: jax.Array, chunk: jax.Array, step: jax.Array
@@ -142,37 +156,38 @@ class Predictor:
             chunk: which one these tiles are.
             step: which one this is.
         """
-        passes = self._passes(kind.guided)
+        passes = [
+            TextPass(added[chunk], shared, None if own is None else own[chunk])
+            for added, shared, own in self._passes(kind.guided)
+        ]
         condition = self.denoiser.alignment.embed(self.constrain(features))
-        texts = [keys_values for _, keys_values in passes]
-        given = condition, [added[chunk] for added, _ in passes], Reusable()
-        return self._predict_tiles(kind, latents, self.prepared.steps[1][step], texts, given)[0]
+        return self._predict_tiles(kind, latents, self.prepared.steps[1][step], passes, (condition, Reusable()))[0]
 
     def _predict_tiles(
         self,
         kind: Evaluation,
         latents: jax.Array,
         time_embedding: jax.Array,
-        texts: Sequence[Any],
-        given: tuple[jax.Array, Sequence[jax.Array], Reusable],
+        passes: Sequence[TextPass],
+        given: tuple[jax.Array, Reusable],
     ) -> tuple[jax.Array, jax.Array | None, Reusable]:
-        """The same for tiles that are cut out: both texts guided into one."""
-        condition, added, taken = given
+        """The same for tiles that are cut out, `passes` without chunks: both texts guided into one."""
+        condition, taken = given
         predictions: list[jax.Array] = []
         deep: list[jax.Array] = []
         attended: list[tuple[jax.Array, ...]] = []
         to_take = list(taken.deep)
         # The caption's side is the last of the last pass.
-        words = [None] * (len(added) - 1) + [self.words]
-        for keys_values, of_pass, attributed in zip(texts, added, words, strict=True):
-            sides = of_pass.shape[0]
-            embedding = time_embedding[None] + of_pass.reshape(-1, of_pass.shape[-1])
+        words = [None] * (len(passes) - 1) + [self.words]
+        for texts, attributed in zip(passes, words, strict=True):
+            sides = texts.added.shape[0]
+            embedding = time_embedding[None] + texts.added.reshape(-1, texts.added.shape[-1])
             of_sides, to_take = to_take[:sides], to_take[sides:]
             evaluated = self.denoiser.evaluate(
                 self.constrain(latents),
                 self.constrain(embedding),
                 self.constrain(condition),
-                taken.attended if kind.frozen else keys_values,
+                taken.attended if kind.frozen else self._text_of(texts),
                 attributed,
                 Reuse(
                     self.plan.deepcache_levels,

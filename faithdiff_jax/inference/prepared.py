@@ -1,7 +1,7 @@
 """What all steps share, computed before the first: tiles, embedded LQ features, text keys and values, embeddings."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,25 +60,39 @@ class Tiles:
         return self._chunks == 1 and len(self._corners) + self._surplus == 1
 
 
+class TextPass(NamedTuple):
+    """The texts of one pass through the UNet: k for each tile, both sides of the guidance where they go together.
+
+    Attributes:
+        added: (chunks, k, tile_batch, B, E), added embeddings.
+        shared: keys and values of tile_batch * B copies of each text that all tiles share; None if there are none.
+        own: (chunks, tile_batch * B, M, D), contexts where each tile has its own caption, the last of the k; or None.
+            Their keys and values are computed when a chunk's turn comes: those of SDXL take 25 MiB a tile in bfloat16,
+            and to compute them is less than a hundredth of what the UNet does with the tile.
+    """
+
+    added: jax.Array
+    shared: Any
+    own: jax.Array | None
+
+
 class Prepared(NamedTuple):
     """What is computed before the first step.
 
     Attributes:
         steps: of each step, the share of signal in what the UNet sees and the timestep's embedding (E,).
         conditions: (chunks, tile_batch * B, h, w, C) embedded LQ features; None where each step embeds them anew.
-        passes: one entry for each pass through the UNet: added embeddings (chunks, k, tile_batch, B, E), and text keys
-            and values of k * tile_batch * B texts; k is 2 where both sides of the guidance go through together.
+        passes: one entry for each pass through the UNet; the caption is the last text of the last.
     """
 
     steps: tuple[jax.Array, jax.Array]
     conditions: jax.Array | None
-    passes: list[tuple[jax.Array, Any]]
+    passes: list[TextPass]
 
 
 def prepare(denoiser: Denoiser, plan: SamplingPlan, inputs: SamplingInputs, constrain: Constrain) -> Prepared:
     """Compute what all steps share."""
     tiles = Tiles(plan, inputs.noise.shape)
-    time_ids = tiles.in_chunks(inputs.time_ids)
 
     def condition(places: jax.Array) -> jax.Array:
         return denoiser.alignment.embed(constrain(tiles.cut(inputs.features, places)))
@@ -87,32 +101,43 @@ def prepare(denoiser: Denoiser, plan: SamplingPlan, inputs: SamplingInputs, cons
     conditions = None if inputs.features is None else jax.lax.map(condition, tiles.places)
     # Contexts of one length go through the UNet as one batch, the unconditional half first.
     sides = [inputs.text] if inputs.negative is None else [inputs.negative, inputs.text]
-    together = len({side.context.shape[1] for side in sides}) == 1
+    together = len({side.context.shape[-2] for side in sides}) == 1
     groups = [sides] if together else [[side] for side in sides]
-    passes = [jax.tree.map(lambda *x: jnp.stack(x), *group) for group in groups]
     visited = jnp.asarray(plan.sampler.timesteps())
     fed = None if denoiser.unet.config.guidance_dim is None else jnp.full(visited.shape, inputs.guidance)
     steps = jnp.asarray(plan.sampler.alphas()), denoiser.embed_timesteps(visited, fed)
-    return Prepared(steps, conditions, [_prepare_text(denoiser, side, time_ids) for side in passes])
+    passes = [_prepare_texts(denoiser, group, tiles, tiles.in_chunks(inputs.time_ids)) for group in groups]
+    return Prepared(steps, conditions, passes)
 
 
-def _prepare_text(denoiser: Denoiser, side: Text, time_ids: jax.Array) -> tuple[jax.Array, Any]:
-    """One entry of `Prepared.passes`.
-
-    `side` holds k texts: context (k, B, M, D) and pooled (k, B, P); `time_ids` is (chunks, tile_batch, B or 1, 6).
-    """
+def _prepare_texts(denoiser: Denoiser, sides: Sequence[Text], tiles: Tiles, time_ids: jax.Array) -> TextPass:
+    """One entry of `Prepared.passes`; `time_ids` is (chunks, tile_batch, B or 1, 6)."""
     chunks, tile_batch, _, _ = time_ids.shape
-    texts, batch, length, dim = side.context.shape
-    shape = (chunks, texts, tile_batch, batch)
-    if side.pooled is None or denoiser.unet.add_embedding is None:
+    batch = sides[0].context.shape[0]
+    shape = (chunks, len(sides), tile_batch, batch)
+
+    def of_tiles(x: jax.Array) -> jax.Array:  # (B, tiles, ...) -> (chunks, tile_batch, B, ...)
+        return tiles.in_chunks(jnp.moveaxis(x, 1, 0))
+
+    if any(side.pooled is None for side in sides) or denoiser.unet.add_embedding is None:
         added = jnp.zeros((*shape, denoiser.embedding_dim))
     else:
-        pooled = jnp.broadcast_to(side.pooled[None, :, None], (*shape, side.pooled.shape[-1]))
+        each = [of_tiles(side.pooled) if side.by_tile else side.pooled[None, None] for side in sides]
+        pooled = jnp.stack([jnp.broadcast_to(x, (chunks, tile_batch, *x.shape[2:])) for x in each], axis=1)
         ids = jnp.broadcast_to(time_ids[:, None], (*shape, 6))
         added = denoiser.embed_added(pooled.reshape(-1, pooled.shape[-1]), ids.reshape(-1, 6))
         added = added.reshape(*shape, -1)
-    # Keys and values are projected before they are repeated for the tiles of a batch.
-    keys_values = denoiser.project_text(side.context.reshape(texts * batch, length, dim))
+    shared = [side.context for side in sides if not side.by_tile]
+    own = None
+    if sides[-1].by_tile:
+        own = of_tiles(sides[-1].context)
+        own = own.reshape(chunks, tile_batch * batch, *own.shape[3:])
+    return TextPass(added, _keys_values(denoiser, shared, tile_batch) if shared else None, own)
+
+
+def _keys_values(denoiser: Denoiser, contexts: Sequence[jax.Array], tile_batch: int) -> Any:
+    """Of texts (B, M, D), projected before they are repeated for the tiles of a chunk."""
+    texts, batch = len(contexts), contexts[0].shape[0]
 
     def repeat(
         x: jax.Array,
@@ -121,4 +146,4 @@ def _prepare_text(denoiser: Denoiser, side: Text, time_ids: jax.Array) -> tuple[
         x = x.reshape(depth, texts, 1, batch, *rest)
         return jnp.broadcast_to(x, (depth, texts, tile_batch, batch, *rest)).reshape(depth, -1, *rest)
 
-    return added, jax.tree.map(repeat, keys_values)
+    return jax.tree.map(repeat, denoiser.project_text(jnp.concatenate(contexts)))

@@ -19,15 +19,17 @@ from jaxtyping import Array, Float, UInt8
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images
+from faithdiff_jax.files.captions import Caption
 from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.canvas import Canvas
 from faithdiff_jax.inference.color import Tint
 from faithdiff_jax.inference.decoding import decode
-from faithdiff_jax.inference.inputs import SamplingInputs, Text
+from faithdiff_jax.inference.inputs import SamplingInputs
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.progress import timed
 from faithdiff_jax.inference.stepwise import OnStep, sample_stepwise
 from faithdiff_jax.inference.streaming import StreamedPicture, restore_streamed
+from faithdiff_jax.inference.tile_captions import check_caption, encode_captions
 from faithdiff_jax.models.config import FaithDiffConfig
 
 if TYPE_CHECKING:
@@ -42,14 +44,14 @@ class Request:
 
     Attributes:
         image: (h, w, 3), of any size.
-        caption: what it shows.
+        caption: what it shows, or what each of its tiles does; see `tile_captions`.
         seed: of its noise; None for that of the options.
         noise: instead of a seed, as `FaithDiff.restore` has it.
         tint: the colours that the colour fix lends the result, instead of the picture's own; see `frames`.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
-    caption: str = ""
+    caption: Caption = ""
     seed: int | None = None
     noise: Mapping[str, Any] | None = None
     tint: Tint | None = None
@@ -108,6 +110,7 @@ def restore_all(
         if words is not None and options.streams(size):
             limit = f"more than stream_above, {options.stream_above:,}"
             raise InputError(f"attribution: {size[1]}x{size[0]} pixels are {limit}, which have no maps")
+        check_caption(request.caption, options, model.config, request.image.shape[:2])
     scales = options.enlargements
     if len(scales) > 1 and any(request.noise is not None for request in requests):
         raise InputError("progressive is true: takes a seed, not noise, which would be of several sizes")
@@ -165,6 +168,9 @@ def _restore_batch(
     with timed(seconds, "encode"):
         canvases = [Canvas.of(request.image, options, model.config, request.tint) for request in requests]
         rows = [_encode(model, *pair, options) for pair in zip(requests, canvases, strict=True)]
+        if any(row.text.by_tile for row in rows):
+            tiles = len(inputs_.plan_sampling(options, model.config.schedule, *rows[0].noise.shape[1:3]).corners)
+            rows = [dataclasses.replace(row, text=row.text.of_each_tile(tiles)) for row in rows]
         surplus = (1 << (len(rows) - 1).bit_length()) - len(rows)
         inputs = rows[0] if len(rows) == 1 else model.programs.join(None, rows + rows[-1:] * surplus)
         jax.block_until_ready(inputs)
@@ -199,12 +205,12 @@ def _encode(model: "FaithDiff", request: Request, canvas: Canvas, options: Resto
         seed = options.seed if request.seed is None else request.seed
         noise = inputs_.drawn_noise(shapes, seed, model.programs.normal, inside)
     inputs_.check_noise(noise, options, shapes)
-    context, pooled = model.encode_text([request.caption, options.negative_caption])
+    text, negative = encode_captions(model, request.caption, options.negative_caption)
     from_lq = options.start == "lr"
     return SamplingInputs(
         features=model.encode_lq(padded, vae_tile=options.vae_tile),
-        text=Text.of(context[:1], pooled[:1]),
-        negative=Text.of(context[1:], pooled[1:]),
+        text=text,
+        negative=negative,
         noise=noise["start"],
         start=model.encode(padded, noise["encode"], vae_tile=options.vae_tile) if from_lq else None,
         step_noise=noise.get("steps"),

@@ -20,10 +20,11 @@ from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.canvas import Canvas
 from faithdiff_jax.inference.color import adain_levels, level_counts
 from faithdiff_jax.inference.decoding import decoded_pieces
-from faithdiff_jax.inference.inputs import SamplingInputs, Text
+from faithdiff_jax.inference.inputs import SamplingInputs
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.progress import timed
 from faithdiff_jax.inference.stepwise import OnStep
+from faithdiff_jax.inference.tile_captions import encode_captions
 from faithdiff_jax.inference.tilewise import Look, denoise_by_tiles
 from faithdiff_jax.inference.tiling import faded_pieces, vae_tiles
 
@@ -169,11 +170,11 @@ def _inputs(model: "FaithDiff", request: "Request", canvas: Canvas, options: Res
             return request.noise[name]
         return inputs_.drawn_noise(shapes, seed, model.programs.normal, inside, only=name)[name]
 
-    context, pooled = model.encode_text([request.caption, options.negative_caption])
+    text, negative = encode_captions(model, request.caption, options.negative_caption)
     return SamplingInputs(
         features=None,
-        text=Text.of(context[:1], pooled[:1]),
-        negative=Text.of(context[1:], pooled[1:]),
+        text=text,
+        negative=negative,
         start=_encoded(model, canvas, noise("encode"), options) if options.start == "lr" else None,
         noise=noise("start"),
         step_noise=noise("steps") if "steps" in shapes else None,
