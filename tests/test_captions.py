@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files.captions import CAPTION_LIMIT, find_caption, read_caption, trim_caption
+from faithdiff_jax.files.captions import (
+    CAPTION_LIMIT,
+    find_caption,
+    read_caption,
+    read_tile_captions,
+    too_long,
+    trim_caption,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +39,24 @@ from faithdiff_jax.files.captions import CAPTION_LIMIT, find_caption, read_capti
 )
 def test_trimming(caption, expected):
     assert trim_caption(caption) == expected
+
+
+def test_what_is_too_long_to_be_read_is_said():
+    assert too_long("word " * 75) == too_long(["word " * 75, ""]) == too_long([]) == []
+    said = ["a caption of 10,000 words, of which the text encoders read the first 75 at most"]
+    assert too_long("word " * 10_000) == too_long(["a", "word " * 10_000]) == said
+
+
+def test_tile_captions_are_read(tmp_path):
+    files = {name: tmp_path / name for name in ("a.json", "b.json", "c.txt", "d.json")}
+    files["a.json"].write_text('{"caption": "a", "tile_captions": [" b ", ""]}')
+    files["b.json"].write_text('{"caption": "a"}')
+    files["c.txt"].write_text("a")
+    assert [read_tile_captions(files[name]) for name in ("a.json", "b.json", "c.txt")] == [["b", ""], None, None]
+    for wrong in ('"a"', "[1]", "null", '{"a": "b"}'):
+        files["d.json"].write_text(f'{{"tile_captions": {wrong}}}')
+        with pytest.raises(InputError, match=r'd\.json: "tile_captions" must be a list of strings, one for each tile'):
+            read_tile_captions(files["d.json"])
 
 
 def test_caption_files_are_read(tmp_path):

@@ -1,9 +1,11 @@
 """The service, with a model that only enlarges: the API, its queue, what it refuses, and how it ends."""
 
+import asyncio
 import contextlib
 import dataclasses
 import io
 import json
+import re
 import struct
 import sys
 import threading
@@ -22,6 +24,7 @@ from starlette.testclient import TestClient
 
 from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.rows import save_restored
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.service.settings import ServiceOptions
 
@@ -172,6 +175,59 @@ def test_bytes_are_counted_whatever_a_request_says_of_itself(strict, steps):
     lying = {**FORM, "content-length": "10"}
     assert client.post("/v1/pictures", content=body(), headers=lying).status_code == 413
     assert service.queue.idle
+
+
+@pytest.mark.parametrize("path", ["/v1/pictures", "/v1/captions"])
+def test_a_slow_sender_loses_its_place(steps, monkeypatch, path):
+    """One who sends a byte now and then; another takes as long, and sends all of it."""
+    monkeypatch.setattr("faithdiff_jax.service.app.PATIENCE", 0.3)
+    form, sent = HEAD + picture() + b"\r\n--x--", []
+    names = {"host": "127.0.0.1", **FORM}
+    headers = [(name.encode(), value.encode()) for name, value in names.items()]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    with client_of(queue=1, min_rate=1000, describe=lambda pictures: ["one two three a cat"]) as (_, service):
+
+        async def ask(size, seconds):
+            said, parts = {}, iter([form[i : i + size] for i in range(0, len(form), size)])
+
+            async def receive():
+                await asyncio.sleep(seconds)
+                sent.append(part := next(parts, b""))
+                return {"type": "http.request", "body": part, "more_body": bool(part)}
+
+            async def hear(message):
+                said.update(message)
+
+            await asyncio.wait_for(guarded(service)(dict(scope), receive, hear), 60)
+            return said
+
+        said = asyncio.run(ask(1, 0.05))
+        assert said["status"] == 408
+        line = json.loads(said["body"])["detail"]
+        assert re.fullmatch(r"sent too slowly, \d+ bytes in \d s; at least 1,000 a second are waited for", line)
+        assert (b"connection", b"close") in said["headers"]
+        assert len(sent) < 20
+        assert service.queue.idle
+        assert not list(service.folder.iterdir())
+        assert asyncio.run(ask(len(form) // 3, 0.15))["status"] in (200, 202)
+
+
+def test_results_are_written_while_the_next_are_restored(steps, monkeypatch):
+    written = threading.Event()
+
+    def save(*given):
+        assert written.wait(60)
+        return save_restored(*given)
+
+    monkeypatch.setattr("faithdiff_jax.service.worker.save_restored", save)
+    with client_of() as (client, service):
+        sent = [send(client, seed=str(seed)) for seed in range(3)]
+        wait_for(lambda: len(steps.batches) == 2)  # the third waits: results of two batches are in memory
+        time.sleep(0.1)
+        assert len(steps.batches) == 2
+        assert service.queue.counts() == {"waiting": 1, "running": 2, "kept": 0}
+        written.set()
+        assert [ended(client, one)["state"] for one in sent] == ["done"] * 3
 
 
 def test_the_queue_is_bounded_and_tells_when_to_ask_again(steps):

@@ -29,7 +29,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.evaluation.attribution import attribution_sheet
 from faithdiff_jax.evaluation.pictures import comparison
 from faithdiff_jax.files import images
-from faithdiff_jax.files.captions import Caption
+from faithdiff_jax.files.captions import Caption, too_long
 from faithdiff_jax.files.listing import list_images
 from faithdiff_jax.files.manifest import Manifest
 from faithdiff_jax.files.rows import save_restored
@@ -248,6 +248,7 @@ class FolderRun:
         images.output_format(job.target, alpha=picture.alpha is not None)
         notes = list(picture.notes)
         caption = caption_of(job.source, made, self.arguments, notes)
+        notes += too_long(caption)
         tint = None if self._frames is None else self._frames.tint(job.source, picture.rgb)
         return Loaded(
             job=job,

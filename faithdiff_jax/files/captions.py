@@ -16,6 +16,8 @@ Caption = str | Sequence[str]
 CAPTION_SUFFIXES = (".json", ".txt")
 OF_TILES = "tile_captions"
 """The key of a `.json` file that has a caption for each tile."""
+MOST_WORDS = 75
+"""What the text encoders can read of a caption: 77 tokens less those of start and end, and a word is one or more."""
 CAPTION_LIMIT = 1 << 20  # bytes; the text encoders read about 300
 
 
@@ -39,6 +41,13 @@ def trim_caption(text: str) -> str:
     kept = [words[3].capitalize(), *words[4:]]
     sentences = " ".join(kept).split(". ")
     return ". ".join(sentences[:2]) + "."
+
+
+def too_long(caption: Caption) -> list[str]:
+    """A sentence if a caption has more words than the text encoders read, and nothing otherwise."""
+    words = max((len(one.split()) for one in ([caption] if isinstance(caption, str) else caption)), default=0)
+    said = f"a caption of {words:,} words, of which the text encoders read the first {MOST_WORDS} at most"
+    return [said] * (words > MOST_WORDS)
 
 
 def find_caption(image_path: Path, folder: Path) -> Path | None:

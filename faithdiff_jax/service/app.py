@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio.to_thread
@@ -17,18 +18,21 @@ from faithdiff_jax.service.jobs import Job, JobState
 from faithdiff_jax.service.queue import Busy
 from faithdiff_jax.service.reference import reference_page
 from faithdiff_jax.service.service import Service
+from faithdiff_jax.service.settings import PATIENCE
 from faithdiff_jax.service.uploads import Form, NotAForm
 
-PATIENCE = 60.0
+LONGEST_WAIT = 60.0
 """Seconds for which a request may wait for something to happen."""
-RECEIVING = 300.0
-"""Seconds in which a picture must have been sent."""
 LOOKED_AT = 2
 """Pictures that are decoded at the same time to see that they can be."""
 GLANCE = 0.02
 """Seconds between two looks at a job that somebody waits for."""
 
-Wait = Annotated[float, Query(ge=0, le=PATIENCE, description="seconds to wait for the end")]
+Wait = Annotated[float, Query(ge=0, le=LONGEST_WAIT, description="seconds to wait for the end")]
+
+
+class TooSlow(InputError):
+    """A sender who holds a place in the queue for longer than the picture warrants."""
 
 
 class Unknown(InputError):
@@ -61,6 +65,7 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
     form: dict[str, Any] = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
     refused = {
         400: {"description": "not a form with a picture"},
+        408: {"description": "sent too slowly"},
         413: {"description": "too many bytes"},
         422: {"description": "a picture, an option or a value that cannot be used"},
         503: {"description": "the queue is full, or the service is about to stop; Retry-After has the seconds"},
@@ -87,7 +92,7 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
     async def send(request: Request, response: Response) -> dict[str, Any]:
         """Put a picture into the queue; the answer has the id by which it is asked for."""
         with service.receiving() as path:
-            form = await _read_form(request, path)
+            form = await _read_form(request, path, service.settings.min_rate)
             job = await anyio.to_thread.run_sync(service.accept, path, form.name, form.fields, limiter=looking)
         response.headers["Location"] = f"/v1/pictures/{job.id}"
         return status_of(job)
@@ -103,7 +108,7 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
     async def preview(id: str) -> Response:
         """A JPEG of the picture after the next step, or of the last preview that there is; X-Step says of which."""
         job = found(id)
-        job.preview_wanted, end = True, time.monotonic() + PATIENCE
+        job.preview_wanted, end = True, time.monotonic() + LONGEST_WAIT
         while not job.final and job.preview_wanted and time.monotonic() < end:
             await asyncio.sleep(GLANCE)
         image, step = job.preview, job.preview_step
@@ -140,7 +145,7 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
             """What a picture shows, to be sent as its caption."""
             path = service.file()
             try:
-                form = await _read_form(request, path)
+                form = await _read_form(request, path, service.settings.min_rate)
                 return {"caption": await anyio.to_thread.run_sync(service.caption, path, form.name)}
             finally:
                 path.unlink(missing_ok=True)
@@ -162,16 +167,30 @@ def _add_information(app: FastAPI, service: Service) -> None:
         return reference_page(app.openapi())
 
 
-async def _read_form(request: Request, path: Any) -> Form:
+async def _read_form(request: Request, path: Any, least: int) -> Form:
     form = Form(path, request.headers.get("content-type", ""))
     try:
-        async with asyncio.timeout(RECEIVING):
-            await form.read(request.stream())
-    except TimeoutError:
-        raise NotAForm(f"the picture was not sent within {RECEIVING:g} s") from None
+        await form.read(_steady(request.stream(), least))
     except ClientDisconnect:
         raise NotAForm("the connection ended before the whole request was sent") from None
     return form
+
+
+async def _steady(stream: AsyncIterator[bytes], least: int) -> AsyncIterator[bytes]:
+    """What is sent, as long as it comes by so many bytes a second on average; TooSlow from there on."""
+    begin, received, chunks = time.monotonic(), 0, aiter(stream)
+    while True:
+        try:
+            async with asyncio.timeout(begin + PATIENCE + received / least - time.monotonic()):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            seconds = time.monotonic() - begin
+            line = f"sent too slowly, {received:,} bytes in {seconds:.0f} s; at least {least:,} a second are waited for"
+            raise TooSlow(line) from None
+        received += len(chunk)
+        yield chunk
 
 
 def _answer_errors(app: FastAPI, service: Service) -> None:
@@ -181,6 +200,8 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         if isinstance(error, Busy):
             return _said(503, str(error), {"Retry-After": str(error.retry_after)})
+        if isinstance(error, TooSlow):
+            return _said(408, str(error), {"Connection": "close"})
         code = next((codes[kind] for kind in type(error).__mro__ if kind in codes), 500)
         return _said(code, service.explain(error)[1])
 

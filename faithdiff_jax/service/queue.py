@@ -119,10 +119,11 @@ class JobQueue:
             job.step, job.steps = step, steps
             return not job.stopped
 
-    def show(self, job: Job, preview: bytes) -> None:
-        """Keep a preview of the step that the job is at."""
+    def show(self, job: Job, step: int, preview: bytes) -> None:
+        """Keep a preview of a job as it was after a step, unless the job has ended meanwhile."""
         with self._changed:
-            job.preview, job.preview_step, job.preview_wanted = preview, job.step, False
+            if not job.final:
+                job.preview, job.preview_step, job.preview_wanted = preview, step, False
 
     def end(self, job: Job, state: JobState, *, code: int = 0, error: str | None = None) -> None:
         """Say what became of a running job; one that was cancelled meanwhile stays so."""

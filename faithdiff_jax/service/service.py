@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from faithdiff_jax import __version__
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images
-from faithdiff_jax.files.captions import trim_caption
+from faithdiff_jax.files.captions import too_long, trim_caption
 from faithdiff_jax.inference.loading import chosen
 from faithdiff_jax.inference.making import Making
 from faithdiff_jax.inference.options import RestoreOptions
@@ -157,6 +157,7 @@ class Service:
             alike=alike,
             together=pictures_together(options, self.model.config, size),
             steps=options.evaluated_steps * len(options.enlargements),
+            notes=too_long(caption),
         )
         self.queue.add(job)
         return job

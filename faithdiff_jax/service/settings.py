@@ -11,6 +11,8 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.about import check_each, option
 
 SHORTEST_TOKEN = 8
+PATIENCE = 10
+"""Seconds for which a sender may pause, or begin slowly."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,11 @@ class ServiceOptions:
         64, "pictures that may wait; others are sent away with the time to wait", within=Range(1, 10000)
     )
     max_bytes: int = option(2**25, "bytes of a request, the picture among them", within=Range(2**10, 2**32))
+    min_rate: int = option(
+        2**17,
+        f"bytes a second, on average after {PATIENCE} seconds, below which whoever sends a picture loses its place",
+        within=Range(1, 2**32),
+    )
     max_pixels: int = option(2**24, "pixels of a picture as it is given", within=Range(2**6, 2**27))
     max_result_pixels: int = option(2**25, "pixels of a restored picture", within=Range(2**6, 2**28))
     keep: int = option(3600, "seconds for which results are kept", within=Range(1, 10**7))

@@ -1,5 +1,10 @@
-"""The thread that drives the devices: batches of alike jobs through the model, one after another."""
+"""The thread that drives the devices: batches of alike jobs through the model, one after another.
 
+Results and previews are encoded on threads of their own: a PNG of 2048x2048 takes a second of a core.
+"""
+
+import collections
+import concurrent.futures
 import dataclasses
 import functools
 import io
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 PREVIEW_SIDE = 1024
 """In pixels: previews of larger pictures are reduced."""
 PREVIEW_QUALITY = 85
+ENCODERS = 2
+"""Threads that encode while the devices are at work."""
 
 Explain = Callable[[BaseException], tuple[int, str]]
 """Exit code and line for an error, as the commands have it."""
@@ -36,17 +43,23 @@ class Worker(threading.Thread):
     def __init__(self, model: "FaithDiff", queue: JobQueue, making: Making, explain: Explain):
         super().__init__(name="faithdiff-worker", daemon=True)
         self._model, self._queue, self._making, self._explain = model, queue, making, explain
+        self._encoders = concurrent.futures.ThreadPoolExecutor(ENCODERS, "faithdiff-encoder")
+        self._writing: collections.deque[concurrent.futures.Future[None]] = collections.deque()
+        self._showing: set[Job] = set()
 
     def run(self) -> None:
         """Batch after batch; nothing that happens to one ends the thread."""
-        while (batch := self._queue.next_batch()) is not None:
-            loaded = []
-            for job in batch:
-                try:
-                    loaded.append((job, read_picture(job.source, job.name)))
-                except Exception as error:  # it was looked at before it came here
-                    self._failed(job, error)
-            self._restore(loaded)
+        with self._encoders:
+            while (batch := self._queue.next_batch()) is not None:
+                loaded = []
+                for job in batch:
+                    try:
+                        loaded.append((job, read_picture(job.source, job.name)))
+                    except Exception as error:  # it was looked at before it came here
+                        self._failed(job, error)
+                self._restore(loaded)
+                while len(self._writing) > len(batch):  # results of two batches are in memory, not of more
+                    self._writing.popleft().result()
 
     def _restore(self, loaded: Sequence[tuple[Job, images.Picture]]) -> None:
         """A batch; one that fails is done one by one, so that only those at fault fail."""
@@ -75,7 +88,7 @@ class Worker(threading.Thread):
                     self._restore([one])
         else:
             for (job, picture), result in zip(loaded, restored, strict=True):
-                self._write(job, picture, result.image)
+                self._writing.append(self._encoders.submit(self._write, job, picture, result.image))
 
     def _look(self, jobs: Sequence[Job], step: int, steps: int, preview: Callable[[int], Any]) -> bool:
         """Called after every step; goes on while somebody wants one of the pictures."""
@@ -83,9 +96,16 @@ class Worker(threading.Thread):
         for number, job in enumerate(jobs):
             if self._queue.progress(job, step, steps):
                 wanted = True
-                if job.preview_wanted:
-                    self._queue.show(job, encoded(preview(number)))
+                if job.preview_wanted and job not in self._showing:
+                    self._showing.add(job)
+                    self._encoders.submit(self._show, job, step, preview(number))
         return wanted
+
+    def _show(self, job: Job, step: int, picture: Any) -> None:
+        try:
+            self._queue.show(job, step, encoded(picture))
+        finally:
+            self._showing.discard(job)
 
     def _write(self, job: Job, picture: images.Picture, restored: Any) -> None:
         try:
