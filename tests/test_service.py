@@ -360,7 +360,7 @@ def test_the_description_is_made_of_the_options():
         described = client.get("/openapi.json").json()
         form = described["paths"]["/v1/pictures"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
         names = {field.name for field in dataclasses.fields(RestoreOptions)} - {"batch"}
-        assert set(form["properties"]) == names | {"picture", "caption", "preset"}
+        assert set(form["properties"]) == names | {"picture", "caption", "tile_captions", "preset"}
         steps = form["properties"]["steps"]
         assert (steps["type"], steps["minimum"], steps["maximum"]) == ("integer", 1, 100_000)
         assert steps["default"] == service.defaults.steps
@@ -388,6 +388,44 @@ def test_pictures_are_described_where_there_is_a_captioner(steps):
         assert seen == [[(20, 30, 3)]]
         assert client.post("/v1/captions", files={"picture": b"x"}).status_code == 422
         assert not list(service.folder.iterdir())
+
+
+TILED = {"scale": "4", "tile": "16", "overlap": "1"}  # latents of 20x30: two by two tiles
+
+
+def test_each_tile_is_described_and_restored_by_its_own_caption(steps):
+    seen = []
+
+    def describe(pictures):
+        seen.append([one.shape for one in pictures])
+        return [f"one two three tile {len(seen)}"]
+
+    with client_of(describe=describe) as (client, service):
+        described = client.post("/v1/tile_captions", files={"picture": picture()}, data=TILED).json()
+        captions = [f"Tile {number}." for number in range(1, 5)]
+        assert described == {"tile_captions": captions}
+        assert seen == [[(16, 16, 3)], [(16, 16, 3)], [(16, 16, 3)], [(16, 16, 3)]]
+        assert not list(service.folder.iterdir())
+        status = ended(client, send(client, tile_captions=json.dumps(captions), caption="not read", **TILED))
+        assert (status["state"], status["caption"]) == ("done", captions)
+        with Image.open(io.BytesIO(client.get(f"/v1/pictures/{status['id']}/result").content)) as image:
+            assert json.loads(image.text["faithdiff"])["caption"] == captions
+        status = ended(client, send(client, tile_captions=" ", caption="a cat " * 40))
+        assert status["caption"] == "a cat " * 40
+        assert status["notes"] == ["a caption of 80 words, of which the text encoders read the first 75 at most"]
+        for wrong, line in (
+            (captions[1:], "caption is a list of 3: must be one text, or 4, one for each tile"),
+            ([1] * 4, "tile_captions: must be a JSON list of strings, one for each tile"),
+            ("a cat", "tile_captions: must be a JSON list of strings"),
+        ):
+            refused = send(client, tile_captions=json.dumps(wrong), **TILED)
+            assert (refused.status_code, line in refused.json()["detail"]) == (422, True)
+        assert "tile_captions: not JSON" in send(client, tile_captions="[").json()["detail"]
+        passes = send(client, tile_captions='["a"]', progressive="true")
+        assert "progressive is true: takes one caption for a picture" in passes.json()["detail"]
+        large = client.post("/v1/tile_captions", files={"picture": picture(300, 300)}, data={"scale": "32"})
+        assert (large.status_code, "at most 33,554,432 are restored" in large.json()["detail"]) == (422, True)
+        assert service.queue.idle
 
 
 def test_what_is_taken_on_before_the_end_is_finished_or_handed_back(steps):

@@ -158,6 +158,30 @@ def test_stopping_and_describing(browser, steps):
         steps.free.set()
 
 
+def test_captions_of_tiles(browser, steps):
+    def describe(pictures):
+        return [f"one two three {pictures[0].shape[1]} wide"]
+
+    with served(describe=describe) as (place, service), page_at(browser, place) as page:
+        give(page, picture())
+        page.fill("#option-scale input", "4")
+        page.click("text=Tiles >> nth=0")
+        page.fill("#option-tile input", "16")
+        page.fill("#option-overlap input", "1")
+        page.click("text=Captions of tiles")
+        page.click("#describe-tiles")
+        four = "16 wide.\n" * 3 + "16 wide."
+        page.wait_for_function("text => document.querySelector('#tile-captions textarea').value == text", arg=four)
+        page.fill("#tile-captions textarea", "a\n\nb")
+        page.click("#restore")
+        page.wait_for_selector("text=caption is a list of 3: must be one text, or 4")
+        page.fill("#tile-captions textarea", "a\nb\n\nc")
+        page.click("#restore")
+        says(page, "Done")
+        (job,) = service.queue._jobs.values()
+        assert job.caption == ["a", "b", "", "c"]
+
+
 def test_only_what_was_sent_is_read(browser, steps, tmp_path):
     """Neither a file of this machine nor an address, whatever the browser is made to say."""
     secret = tmp_path / "secret.png"

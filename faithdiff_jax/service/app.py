@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from faithdiff_jax import __version__
 from faithdiff_jax.errors import InputError, RunError, shown
+from faithdiff_jax.files.captions import OF_TILES
 from faithdiff_jax.files.reading import printable
 from faithdiff_jax.service.forms import form_schema
 from faithdiff_jax.service.jobs import Job, JobState
@@ -143,12 +144,17 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
         @app.post("/v1/captions", openapi_extra=form, responses=refused, summary="Describe a picture")  # type: ignore[arg-type]
         async def caption(request: Request) -> dict[str, str]:
             """What a picture shows, to be sent as its caption."""
-            path = service.file()
-            try:
+            with service.file_for_now() as path:
                 form = await _read_form(request, path, service.settings.min_rate)
                 return {"caption": await anyio.to_thread.run_sync(service.caption, path, form.name)}
-            finally:
-                path.unlink(missing_ok=True)
+
+        @app.post("/v1/tile_captions", openapi_extra=form, responses=refused, summary="Describe each tile")  # type: ignore[arg-type]
+        async def tile_captions(request: Request) -> dict[str, list[str]]:
+            """What each tile shows of a picture with the options that come with it; to be sent as tile_captions."""
+            with service.file_for_now() as path:
+                form = await _read_form(request, path, service.settings.min_rate)
+                found = await anyio.to_thread.run_sync(service.tile_captions, path, form.name, form.fields)
+                return {OF_TILES: found}
 
 
 def _add_information(app: FastAPI, service: Service) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from faithdiff_jax.config import to_dict
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.files.captions import OF_TILES
 from faithdiff_jax.files.reading import printable
 from faithdiff_jax.inference.about import READERS, WHOLE_NUMBERS, About
 from faithdiff_jax.inference.options import RestoreOptions
@@ -66,6 +67,8 @@ def form_schema(defaults: RestoreOptions, presets: Mapping[str, RestoreOptions],
         "picture": {"type": "string", "format": "binary", "description": f"JPEG, PNG, WebP or TIFF; {limits}"},
         "caption": {"type": "string", "default": "", "description": "what the picture shows, used as it is"},
     }
+    tiles = "instead: a JSON list of strings, what each tile shows, from left to right and then down"
+    fields[OF_TILES] = {"type": "string", "description": tiles}
     if presets:
         about = "the model's own choice of the options below; those that are given go before it"
         fields["preset"] = {"type": "string", "enum": list(presets), "description": about}

@@ -6,6 +6,7 @@ import pathlib
 import time
 from typing import Any
 
+from faithdiff_jax.files.captions import Caption
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.service.forms import public
 
@@ -56,7 +57,7 @@ class Job:
     target: pathlib.Path
     name: str
     size: tuple[int, int]
-    caption: str
+    caption: Caption
     options: RestoreOptions
     alike: Any
     together: int
@@ -92,7 +93,7 @@ class Job:
             "name": self.name,
             "width": self.size[1],
             "height": self.size[0],
-            "caption": self.caption,
+            "caption": self.caption if isinstance(self.caption, str) else list(self.caption),
             "options": public(self.options),
             "notes": list(self.notes),
         }

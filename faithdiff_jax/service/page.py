@@ -6,6 +6,7 @@ It is a client of `Service` in the same process, and has no way around it: what 
 import asyncio
 import html
 import io
+import json
 import os
 import pathlib
 import shutil
@@ -21,6 +22,7 @@ from PIL import Image
 
 from faithdiff_jax.errors import InputError, RunError
 from faithdiff_jax.files import images
+from faithdiff_jax.files.captions import OF_TILES
 from faithdiff_jax.files.reading import printable
 from faithdiff_jax.files.sheets import at_most
 from faithdiff_jax.service.controls import add_controls, shown_values, texts_of
@@ -103,6 +105,15 @@ class Page:
                         restore = gr.Button("Restore", variant="primary", elem_id="restore")
                         stop = gr.Button("Stop", elem_id="stop")
                     controls = add_controls(service.defaults)
+                    with gr.Accordion("Captions of tiles", open=False):
+                        tiles = gr.Textbox(
+                            label="Tile captions", lines=4, elem_id="tile-captions",
+                            info="instead of the caption: a line for each tile, from left to right and then down",
+                        )  # fmt: skip
+                        if service.captions:
+                            each = gr.Button("Describe each tile", elem_id="describe-tiles")
+                            values = [picture, *controls.values()]
+                            each.click(self.describe_tiles, values, [tiles], api_visibility="private")
                 with gr.Column(scale=3):
                     status = gr.Markdown("", elem_id="status")
                     preview = gr.Image(
@@ -119,7 +130,7 @@ class Page:
                     )  # fmt: skip
             # Nobody else need know of these: programs have the API.
             hidden = {"api_visibility": "private"}
-            inputs = [picture, caption, history, *controls.values()]
+            inputs = [picture, caption, tiles, history, *controls.values()]
             outputs = [job, status, preview, slider, link, history, gallery]
             preset.change(self.choose, [preset], list(controls.values()), **hidden)
             restore.click(self.restore, inputs, outputs, concurrency_limit=None, show_progress="hidden", **hidden)
@@ -146,15 +157,27 @@ class Page:
         except (InputError, RunError) as error:
             raise _told(error) from None
 
+    async def describe_tiles(self, picture: str | None, *values: Any) -> str:
+        """What each tile shows, line by line."""
+        try:
+            path, texts = self._sent(picture), texts_of(values)
+            captions = await anyio.to_thread.run_sync(self._service.tile_captions, path, path.name, texts)
+        except (InputError, RunError) as error:
+            raise _told(error) from None
+        return "\n".join(" ".join(one.split()) for one in captions)
+
     async def restore(
-        self, picture: str | None, caption: str, history: list[dict[str, str]], *values: Any
+        self, picture: str | None, caption: str, tiles: str, history: list[dict[str, str]], *values: Any
     ) -> AsyncIterator[tuple[Any, ...]]:
         """Put the picture into the queue, and show how far it is until it is done."""
         import gradio as gr
 
         same = gr.skip()
+        texts = {"caption": caption or "", **texts_of(values)}
+        if (tiles or "").strip():
+            texts[OF_TILES] = json.dumps(tiles.splitlines())
         try:
-            job = await self._accepted(picture, {"caption": caption or "", **texts_of(values)})
+            job = await self._accepted(picture, texts)
         except (InputError, RunError) as error:
             raise _told(error) from None
         hidden = gr.update(visible=False)

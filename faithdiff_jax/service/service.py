@@ -7,17 +7,19 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from faithdiff_jax import __version__
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images
-from faithdiff_jax.files.captions import too_long, trim_caption
+from faithdiff_jax.files.captions import OF_TILES, Caption, too_long, trim_caption
+from faithdiff_jax.files.reading import parse_json
 from faithdiff_jax.inference.loading import chosen
 from faithdiff_jax.inference.making import Making
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.restoration import pictures_together
+from faithdiff_jax.inference.tile_captions import Box, check_caption, tile_boxes
 from faithdiff_jax.service.forms import changed, public
 from faithdiff_jax.service.jobs import Job
 from faithdiff_jax.service.queue import Busy, JobQueue
@@ -103,15 +105,20 @@ class Service:
         finally:
             self.close()
 
-    def options(self, texts: Mapping[str, str]) -> tuple[str, RestoreOptions]:
-        """The caption and the options of a form's fields of text.
+    def options(self, texts: Mapping[str, str]) -> tuple[Caption, RestoreOptions]:
+        """The caption, or those of tiles, and the options of a form's fields of text.
 
         Raises:
             InputError: an unknown preset or option, a value of another kind or out of its range, or that the model
                 cannot do.
         """
         texts = dict(texts)
-        caption, preset = texts.pop("caption", ""), texts.pop("preset", None)
+        caption: Caption = texts.pop("caption", "")
+        of_tiles, preset = texts.pop(OF_TILES, ""), texts.pop("preset", None)
+        if of_tiles.strip():
+            caption = parse_json(of_tiles, OF_TILES)
+            if not isinstance(caption, list) or not all(isinstance(one, str) for one in caption):
+                raise InputError(f"{OF_TILES}: must be a JSON list of strings, one for each tile")
         options = self.defaults if preset is None else chosen(self.presets, preset)
         options = changed(options, texts)
         options.check_against(self.model.config)
@@ -120,6 +127,15 @@ class Service:
     def file(self) -> pathlib.Path:
         """A new name in the private folder."""
         return self.folder / secrets.token_hex(16)
+
+    @contextlib.contextmanager
+    def file_for_now(self) -> Iterator[pathlib.Path]:
+        """A name in the private folder, of a file that is removed at the end."""
+        path = self.file()
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def receiving(self) -> Iterator[pathlib.Path]:
@@ -145,6 +161,7 @@ class Service:
         caption, options = self.options(texts)
         height, width = check_picture(path, name, self.settings.max_pixels)
         size = self._checked_size(options, height, width)
+        check_caption(caption, options, self.model.config, (height, width))
         alike = dataclasses.replace(options, seed=0), (height, width) if options.progressive else size
         job = Job(
             id=secrets.token_urlsafe(16),
@@ -169,17 +186,34 @@ class Service:
             InputError: nothing here describes pictures, or this one cannot be.
             Busy: too many wait already.
         """
+        return self._described(path, name, lambda height, width: [(0, 0, width, height)])[0]
+
+    def tile_captions(self, path: pathlib.Path, name: str, texts: Mapping[str, str]) -> list[str]:
+        """What each tile of a picture shows that is restored with a form's options; otherwise as `caption`."""
+        _, options = self.options(texts)
+
+        def boxes(height: int, width: int) -> list[Box]:
+            self._checked_size(options, height, width)
+            return tile_boxes(options, self.model.config, (height, width))
+
+        return self._described(path, name, boxes)
+
+    def _described(self, path: pathlib.Path, name: str, parts: Callable[[int, int], Sequence[Box]]) -> list[str]:
+        """What each part of a picture shows; equal parts are looked at once."""
         if self._describe is None:
             raise InputError("this service describes no pictures: it was started without --captioner")
         if not self._captions.acquire(blocking=False):
             raise Busy(f"{CAPTIONS_WAITING} pictures wait to be described, ask again in 10 s", 10)
         try:
-            picture = read_picture(path, name, self.settings.max_pixels)
+            picture = read_picture(path, name, self.settings.max_pixels).rgb
+            boxes, found = parts(*picture.shape[:2]), {}
             with self._describing:
-                (text,) = self._describe([picture.rgb])
+                for left, top, right, bottom in dict.fromkeys(boxes):
+                    (text,) = self._describe([picture[top:bottom, left:right]])
+                    found[left, top, right, bottom] = trim_caption(text)
         finally:
             self._captions.release()
-        return trim_caption(text)
+        return [found[box] for box in boxes]
 
     def limits(self) -> str:
         """What a picture may be, in words."""

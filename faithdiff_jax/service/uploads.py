@@ -4,17 +4,20 @@ request --multipart--> text fields, and the picture as a file in the private fol
 """
 
 import pathlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from faithdiff_jax.errors import InputError, shown
 from faithdiff_jax.files import images
+from faithdiff_jax.files.captions import OF_TILES
 from faithdiff_jax.files.reading import printable
 
 PICTURE = "picture"
 """The field that holds the picture."""
 LONGEST_FIELD = 2**14
 """In bytes, of a field of text; the text encoders read about 300 letters of a caption."""
+LONGEST_OF: Mapping[str, int] = {OF_TILES: 2**18}
+"""Fields that may be longer."""
 MOST_FIELDS = 64
 LONGEST_NAME = 80
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
@@ -115,8 +118,9 @@ class Form:
             self._file.write(data[start:end])
             return
         self._text.extend(data[start:end])
-        if len(self._text) > LONGEST_FIELD:
-            raise NotAForm(f"{_short(self._field)}: is too long, at most {LONGEST_FIELD:,} bytes are read")
+        limit = LONGEST_OF.get(self._field, LONGEST_FIELD)
+        if len(self._text) > limit:
+            raise NotAForm(f"{_short(self._field)}: is too long, at most {limit:,} bytes are read")
 
     def _end_part(self) -> None:
         if self._field != PICTURE:
