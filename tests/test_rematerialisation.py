@@ -17,6 +17,7 @@ from faithdiff_jax.models.layers import POLICIES, rematerialise, run_block, scan
 from faithdiff_jax.models.unet import UNet
 from faithdiff_jax.models.unet_config import UNetConfig
 from faithdiff_jax.models.vae import VAE, FeatureEncoder, VAEConfig
+from faithdiff_jax.training.config import REMATERIALISATIONS
 
 UNET = UNetConfig(
     channels=(8, 16),
@@ -113,6 +114,24 @@ def test_values_and_gradients_are_those_without(name, policy):
         np.testing.assert_allclose(again, leaf, rtol=0, atol=rounding + 1e-5 * float(jnp.abs(leaf).max()))
 
 
+def test_offloaded_inputs_wait_in_the_memory_of_the_host():
+    """With the values and gradients of "full", which computes the same again."""
+    function, parameters, arrays = case("unet")
+    loss = lambda *arguments: jnp.sum(jnp.square(function(*arguments)))  # noqa: E731
+    hosts = {
+        policy: str(traced(jax.grad(under(policy, loss)), parameters, *arrays)).count("<host>")
+        for policy in ("full", "offload")
+    }
+    assert hosts["full"] == 0
+    # Going there, waiting and coming back; a stack's twice, as it is and as its layers' scan sees it.
+    assert hosts["offload"] >= BLOCKS["unet"]
+    _, (value, gradients) = differentiated("unet", "full")
+    _, (value_again, gradients_again) = differentiated("unet", "offload")
+    assert_parity(value_again, value, 1e-6)
+    for leaf, again in zip(jax.tree.leaves(gradients), jax.tree.leaves(gradients_again), strict=True):
+        np.testing.assert_allclose(again, leaf, rtol=0, atol=1e-6 + 1e-5 * float(jnp.abs(leaf).max()))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_less_is_kept_for_the_backward_pass(name):
     none, dots, full = (kept_bytes(name, policy) for policy in ("none", "dots", "full"))
@@ -160,9 +179,9 @@ def test_it_ends_with_its_context_also_by_an_error_and_nests(rng):
 
 @pytest.mark.parametrize("policy", ["", "all", "Full"])
 def test_unknown_policy(policy):
-    with pytest.raises(ValueError, match=f"rematerialisation is '{policy}': must be one of none, full, dots"):
+    with pytest.raises(ValueError, match=f"rematerialisation is '{policy}': must be one of none, full, dots, offload"):
         rematerialise(policy)
-    assert list(POLICIES) == ["none", "full", "dots"]
+    assert tuple(POLICIES) == REMATERIALISATIONS
 
 
 def test_a_block_runs_once_forwards_whatever_it_is_called_by():

@@ -175,6 +175,7 @@ def _training(arguments: argparse.Namespace, target: "Target") -> "Plan":
     title = (
         f"{arguments.config} on {target.name}: mesh {data} x {fsdp}, batch {config.batch} in {config.accumulation} "
         f"rounds, rematerialisation {config.rematerialisation}"
+        + (", its copies to the host not counted" if config.rematerialisation == "offload" else "")
     )
     plan = Plan(
         title=title,
@@ -252,7 +253,10 @@ def _search(arguments: argparse.Namespace, target: "Target") -> int:
 
 
 def settings(config: "TrainConfig", model: Any, count: int) -> Iterator[Sequence[str]]:
-    """Every mesh of so many chips, accumulation and rematerialisation that the batch divides over."""
+    """Every mesh of so many chips, accumulation and rematerialisation that the batch divides over.
+
+    Without "offload", whose copies to the host the model of time does not see.
+    """
     import dataclasses
 
     from faithdiff_jax.training.batch import check_batch
@@ -260,7 +264,8 @@ def settings(config: "TrainConfig", model: Any, count: int) -> Iterator[Sequence
 
     meshes = [(count // fsdp, fsdp) for fsdp in range(1, count + 1) if count % fsdp == 0]
     rounds = [2**i for i in range(MOST_ACCUMULATION.bit_length()) if 2**i <= MOST_ACCUMULATION]
-    for (data, fsdp), accumulation, kept in itertools.product(meshes, rounds, REMATERIALISATIONS):
+    policies = [policy for policy in REMATERIALISATIONS if policy != "offload"]
+    for (data, fsdp), accumulation, kept in itertools.product(meshes, rounds, policies):
         try:
             changed = dataclasses.replace(config, accumulation=accumulation, rematerialisation=kept)
             check_batch(changed, model, count, 1)

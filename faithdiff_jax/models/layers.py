@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -22,11 +23,19 @@ Carry = TypeVar("Carry")
 Padding = int | tuple[tuple[int, int], tuple[int, int]]
 """Zeros around an image: on every side, or (top, bottom) and (left, right)."""
 
+BLOCK_INPUT = "block_input"
+
 # What of a block's inside is kept from the forward for the backward pass; its inputs always are.
 POLICIES: dict[str, Callable[..., Any]] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -103,8 +112,9 @@ def rematerialise(policy: str) -> contextlib.AbstractContextManager[None]:
 
     "none" keeps every activation (as outside); "full" keeps the blocks' inputs only, at the price of a second
     forward pass; "dots" keeps the results of linear layers as well, and recomputes convolutions and norms, and
-    attention where it is not a loop (as it is on CPU). Values do not change, nor does a program that is compiled
-    already. On CPU, memory is saved in stacks only: elsewhere XLA merges what would be computed twice.
+    attention where it is not a loop (as it is on CPU); "offload" is "full" with the blocks' inputs in the host's
+    memory until they are needed, at the price of moving them there and back. Values do not change, nor does a program
+    that is compiled already. On CPU, memory is saved in stacks only: elsewhere XLA merges what would be computed twice.
 
     Raises:
         ValueError: another policy.
@@ -124,7 +134,7 @@ def run_block(block: Block, *arrays: Any, call: Callable[..., Array] = operator.
     graph, parameters = nnx.split(block)
 
     def run(parameters: Any, *arrays: Any) -> Array:
-        return call(nnx.merge(graph, parameters), *arrays)
+        return call(nnx.merge(graph, parameters), *checkpoint_name(arrays, BLOCK_INPUT))
 
     result: Array = jax.checkpoint(run, policy=POLICIES[_policy.get()])(parameters, *arrays)
     return result
@@ -162,7 +172,7 @@ def scan_stack(stacked: Block, carry: Carry, fn: Callable[[Block, Carry, Any], C
 
     def step(carry: Carry, layer: tuple[Any, Any]) -> tuple[Carry, None]:
         parameters, x = layer
-        return fn(nnx.merge(graph, parameters), carry, x), None
+        return fn(nnx.merge(graph, parameters), checkpoint_name(carry, BLOCK_INPUT), x), None
 
     if _policy.get() != "none":
         # The two passes are loops of their own, between which the compiler cannot merge what is computed twice.

@@ -29,7 +29,7 @@ from faithdiff_jax.training.distill_config import WEIGHTS, DistillConfig
 
 LOSSES = ("l1", "l2")
 DTYPES = ("float32", "bfloat16")
-REMATERIALISATIONS = ("none", "full", "dots")
+REMATERIALISATIONS = ("none", "full", "dots", "offload")
 MOMENTS = (*DTYPES, "int8")
 SCHEDULES = ("cosine", "constant")
 FRESH = ("alignment", "lq_encoder")
@@ -270,7 +270,8 @@ class TrainConfig:
     dtype: str = "bfloat16"
     """What the networks compute in, and what frozen parameters are held in; trained ones are float32."""
     rematerialisation: str = "full"
-    """Per block: "none" keeps every activation, "dots" the results of matrix products, "full" the blocks' inputs."""
+    """Per block: "none" keeps every activation, "dots" the results of matrix products, "full" the blocks' inputs,
+    "offload" these in the host's memory."""
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
