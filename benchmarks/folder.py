@@ -2,10 +2,13 @@
 
     python benchmarks/folder.py
     python benchmarks/folder.py --pictures 60 --sizes 40 --least 64 --most 160 --rounds 2 --settings "" "--multiple 256"
+    python benchmarks/folder.py --settings "" "--multiple 64" --one-by-one
 
 Every setting is `faithdiff restore` with these flags on the same folder, in a process of its own that finds nothing
-compiled. A round takes all settings in turn; times are medians over rounds. Pictures are cut out of the example
-photographs. CPU time is of the whole process, and says more than time on a machine that does something else too.
+compiled. With --one-by-one, every setting is also a command for each picture, one after another, which find what the
+ones before have compiled. A round takes all settings in turn; times are medians over rounds. Pictures are cut out of
+the example photographs. CPU time is of the whole process, and says more than time on a machine that does something else
+too.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from PIL import Image
 ORIGINALS = pathlib.Path(__file__).parent.parent / "examples" / "originals"
 SETTINGS = ("", "--multiple 64", "--multiple 256")
 COMPILED = "/jax/core/compile/backend_compile_duration"
+PARTS = 6  # of a run, of which each has its largest use of memory
 
 
 def write_pictures(folder: pathlib.Path, pictures: int, sizes: int, least: int, most: int) -> None:
@@ -71,33 +75,40 @@ def restore(flags: list[str]) -> None:
     )
     memory = Memory()
     memory.start()
-    begin = time.perf_counter()
-    code = run_command("restore", [*flags, "--cache", ""])
-    seconds = time.perf_counter() - begin
+    code = run_command("restore", flags)
     times = os.times()
-    marks = [max(memory.seen[: len(memory.seen) * part // 3]) for part in (1, 2, 3)]
+    marks = [max(part, default=0) for part in np.array_split(memory.seen, PARTS)]
     found = {
         "code": code,
-        "seconds": seconds,
         "cpu": times.user + times.system,
         "programs": len(compiled),
         "compiling": sum(compiled),
-        "memory": marks,
+        "memory": list(map(int, marks)),
     }
     print(json.dumps(found))
 
 
-def measured(flags: str, folder: pathlib.Path) -> dict:
-    """One setting, once."""
+def measured(flags: str, folder: pathlib.Path, cache: str = "") -> dict:
+    """One setting, once: of a folder, or of one picture."""
     with tempfile.TemporaryDirectory() as output:
-        given = [*shlex.split(flags), "--input", str(folder), "--output", output]
+        given = [*shlex.split(flags), "--input", str(folder), "--output", output, "--cache", cache]
         environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
         child = [sys.executable, __file__, "--child", json.dumps(given)]
+        begin = time.perf_counter()
         done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True, env=environment)
         found = json.loads(done.stdout.splitlines()[-1])
         if found["code"]:
             raise SystemExit(f"restore {flags}: ended with {found['code']}")
-    return found
+    return found | {"seconds": time.perf_counter() - begin}
+
+
+def measured_one_by_one(flags: str, folder: pathlib.Path) -> dict:
+    """The same for a command for each picture; memory is that of the largest process of each part of the run."""
+    with tempfile.TemporaryDirectory() as cache:
+        each = [measured(flags, path, cache) for path in sorted(folder.iterdir())]
+    sums = {name: sum(one[name] for one in each) for name in ("seconds", "cpu", "programs", "compiling")}
+    peaks = np.array_split([max(one["memory"]) for one in each], PARTS)
+    return sums | {"memory": [int(max(part, default=0)) for part in peaks]}
 
 
 def main() -> None:
@@ -108,27 +119,29 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=160, help="longest side of a picture, pixels")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--settings", nargs="+", default=SETTINGS, metavar="FLAGS")
+    parser.add_argument("--one-by-one", action="store_true", help="each setting also as a command for each picture")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         restore(json.loads(given.child))
         return
-    found: dict[str, list[dict]] = {flags: [] for flags in given.settings}
+    ways = {"in one process": measured} | ({"one by one": measured_one_by_one} if given.one_by_one else {})
+    found: dict[tuple[str, str], list[dict]] = {(flags, way): [] for flags in given.settings for way in ways}
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(pathlib.Path(folder), given.pictures, given.sizes, given.least, given.most)
         for number in range(given.rounds):
-            for flags in given.settings:
-                found[flags].append(measured(flags, pathlib.Path(folder)))
-                print(f"round {number + 1}, {flags or 'defaults'}: {found[flags][-1]}", file=sys.stderr, flush=True)
+            for (flags, way), rounds in found.items():
+                rounds.append(ways[way](flags, pathlib.Path(folder)))
+                print(f"round {number + 1}, {flags or 'defaults'}, {way}: {rounds[-1]}", file=sys.stderr, flush=True)
     print(f"\n{given.pictures} pictures of {given.sizes} sizes, {given.least} to {given.most} pixels a side\n")
-    print("| flags | pictures a minute | a CPU minute | programs | s compiling | MB after 1/3, 2/3, all |")
-    print("|---|---|---|---|---|---|")
-    for flags, rounds in found.items():
+    print(f"| flags | | pictures a minute | a CPU minute | programs | s compiling | most MB in each 1/{PARTS} of it |")
+    print("|---|---|---|---|---|---|---|")
+    for (flags, way), rounds in found.items():
         middle = {name: statistics.median(one[name] for one in rounds) for name in ("seconds", "cpu", "compiling")}
-        memory = ", ".join(f"{max(one['memory'][part] for one in rounds) / 1e6:.0f}" for part in range(3))
+        memory = ", ".join(f"{max(one['memory'][part] for one in rounds) / 1e6:.0f}" for part in range(PARTS))
         rates = " | ".join(f"{60 * given.pictures / middle[name]:.1f}" for name in ("seconds", "cpu"))
         programs = max(one["programs"] for one in rounds)
-        print(f"| `{flags or 'defaults'}` | {rates} | {programs} | {middle['compiling']:.0f} | {memory} |")
+        print(f"| `{flags or 'defaults'}` | {way} | {rates} | {programs} | {middle['compiling']:.0f} | {memory} |")
 
 
 if __name__ == "__main__":
