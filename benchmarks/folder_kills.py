@@ -21,7 +21,7 @@ from folder import write_pictures
 
 from faithdiff_jax.files.manifest import NAME
 
-SIZES, LEAST, MOST = 4, 48, 96  # how many sizes there are, and pixels a side
+SIZES, LEAST, MOST = 1, 32, 48  # how many sizes there are, and pixels a side
 
 
 def begin(place: pathlib.Path, output: pathlib.Path, *flags: str) -> subprocess.Popen:

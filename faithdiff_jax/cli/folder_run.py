@@ -161,9 +161,6 @@ class FolderRun:
     def _finish(self, job: Job, future: "concurrent.futures.Future[Loaded]", alone: bool, bar: "tqdm[Any]") -> None:
         with self._noted(job, alone, bar):
             done = future.result()
-            restored = {"input": _size(done.picture.rgb), "seconds": done.seconds, "error": None, "notes": done.notes}
-            described = {"caption": done.caption, **self.making.described(job.seed), **restored}
-            self.kept.add(job.target.name, {**done.source, "seed": job.seed, **described})
             self._is_done(job, bar)
             for note in done.notes:
                 say(f"{job.source}: {note}")
@@ -283,7 +280,7 @@ class FolderRun:
             images.save_image(job.maps[word], attribution_sheet(restored, word, attribution))
 
     def _write(self, done: Loaded, restored: "np.ndarray | StreamedPicture", maps: Mapping[str, np.ndarray]) -> Loaded:
-        """On a thread; the result itself comes last, so that nothing is missing beside it."""
+        """On a thread; the result itself comes last, so that nothing is missing beside it, and its line at once."""
         begin = time.perf_counter()
         job, picture = done.job, done.picture
         text = self.making.text(job.seed, done.caption)
@@ -293,6 +290,9 @@ class FolderRun:
             done.notes.append("no comparison, the picture is too large for one")
         done.notes += save_restored(job.target, restored, picture, self.options.scale, text)
         done.seconds["write"] = time.perf_counter() - begin
+        made = {"input": _size(picture.rgb), "seconds": done.seconds, "error": None, "notes": done.notes}
+        described = {"caption": done.caption, **self.making.described(job.seed), **made}
+        self.kept.add(job.target.name, {**done.source, "seed": job.seed, **described})
         return done
 
 

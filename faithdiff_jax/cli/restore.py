@@ -22,6 +22,7 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images as images_
 from faithdiff_jax.files import manifest
 from faithdiff_jax.files.captions import find_caption
+from faithdiff_jax.files.writing import remove_unfinished
 from faithdiff_jax.inference.making import Making
 from faithdiff_jax.inference.options import RestoreOptions
 
@@ -52,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.frames is not None:
         jobs = frames.ordered(jobs)
     with log_above_the_bar(), _made(arguments.output), _manifest(arguments) as kept:
+        if not arguments.shared:
+            remove_unfinished(arguments.output)
         making = Making(options, stored.digest, loras, arguments.dtype, arguments.quantized, arguments.frames)
         todo, left_out = choose(jobs, kept, making, arguments)
         code = report_faults(left_out, len(jobs), "results failed before and are left out (--retry-failed)")

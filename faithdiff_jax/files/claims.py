@@ -20,7 +20,7 @@ _TURN = 0
 
 
 class Claims:
-    """The claims of this process; of its threads, one."""
+    """The claims of this process, whose threads share them; one of them at a time takes its turn."""
 
     def __init__(self, folder: pathlib.Path, handle: int):
         """Take what `opened` has opened."""

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import pathlib
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -23,7 +24,7 @@ RESULT = "result"
 
 
 class Manifest:
-    """The records of a folder, by the name of their result.
+    """The records of a folder, by the name of their result; threads may use it at once.
 
     Attributes:
         path: of the file, which is there once something has been added.
@@ -38,6 +39,7 @@ class Manifest:
         self.elsewhere: set[str] = set()
         self._claims = claims
         self._read_to = self._lines = 0
+        self._lock = threading.Lock()
         self.refresh()
         self.elsewhere.clear()
 
@@ -63,11 +65,11 @@ class Manifest:
                 except OSError:
                     file.truncate(self._read_to)
                     raise
+                self._read_to += len(line)
+                self._lines += 1
+                self.records[record[RESULT]] = record
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror or error})") from error
-        self._read_to += len(line)
-        self._lines += 1
-        self.records[record[RESULT]] = record
 
     def get(self, name: str) -> dict[str, Any] | None:
         """The last record of a result, or None."""
@@ -111,8 +113,11 @@ class Manifest:
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
 
-    def _turn(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._claims is None else self._claims.turn()
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Alone, among the threads of this process and of the others that share the manifest."""
+        with self._lock, contextlib.nullcontext() if self._claims is None else self._claims.turn():
+            yield
 
     def _take_in(self, file: BinaryIO) -> None:
         """Read on to the end of the last whole line; what follows it, a process was killed while it wrote."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import uuid
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.places import is_remote, reached
+
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
 def refuse_existing(output: pathlib.Path) -> None:
@@ -77,6 +80,14 @@ def write_text(path: pathlib.Path, text: str) -> None:
     except UnicodeEncodeError as error:
         raise InputError(f"{path}: cannot hold {text[error.start : error.end]!r}, which is not Unicode text") from None
     write_bytes(path, data)
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+    """Remove the files that processes which were killed had begun in a folder; nobody else may be writing to it."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _UNFINISHED.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
 
 
 @contextlib.contextmanager
