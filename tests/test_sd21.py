@@ -173,14 +173,15 @@ def run(command, *arguments):
 
 @pytest.mark.slow
 def test_from_the_published_folder_and_back(tmp_path, rng, capsys):
-    """Convert, train, export, compile, restore, and the UNet back in diffusers; two levels of the model for 768."""
+    """Convert, both stages, export, compile, restore, the UNet back in diffusers: two levels of the model for 768."""
     models = write_published(tmp_path, sd21=True, prediction="v_prediction", levels=2)
     start, trained, photos = tmp_path / "start", tmp_path / "trained", write_photos(tmp_path / "photos")
     run("convert", "--sd21", models.sdxl, "--output", start)
     settings = ["steps=1", "batch=2", "data.crop=32", "dtype=float32", "rematerialisation=none", "optimizer.warmup=0"]
-    flags = ["--config", "stage2", "--model", start, "--data", photos, "--output", tmp_path / "run", *settings]
-    assert train(flags, devices=1) == 0
-    run("convert", "--run", tmp_path / "run", "--output", trained)
+    for stage, model, output in (("stage1", start, tmp_path / "one"), ("stage2", tmp_path / "one", trained)):
+        flags = ["--config", stage, "--model", model, "--data", photos, "--output", tmp_path / "runs" / stage]
+        assert train([*flags, *settings], devices=1) == 0
+        run("convert", "--run", tmp_path / "runs" / stage, "--output", output)
     stored = ModelDirectory.open(trained)
     assert (stored.config.schedule.prediction, stored.defaults["tile"]) == ("v_prediction", 8)
 
