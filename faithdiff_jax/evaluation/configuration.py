@@ -51,7 +51,8 @@ class EvaluationConfig:
     """Columns, also "seconds" and "memory"; the protocol's if empty."""
     sets: Mapping[str, SetConfig]
     methods: Mapping[str, Mapping[str, Any]]
-    """Variants of the model: name -> what differs from its default options."""
+    """Variants of the model: name -> what differs from its default options; and `model`, where each is a model of its
+    own, its folder in the folder of models."""
     published: tuple[Published, ...] = ()
     notes: tuple[str, ...] = ()
     """Lines below the table."""
@@ -65,8 +66,10 @@ class EvaluationConfig:
             raise ValueError("sets or methods is empty: a table needs at least one of each")
         for name in self.sets:
             _check_key(name, "set")
-        for name in self.methods:
+        for name, changes in self.methods.items():
             _check_key(name, "method")
+            if "model" in changes:
+                _check_key(changes["model"], "model of a method,")
         for one in self.published:
             if one.set not in self.sets:
                 raise ValueError(f"published: {shown(one.set)} is none of the sets ({', '.join(self.sets)})")
