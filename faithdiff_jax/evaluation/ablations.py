@@ -137,7 +137,7 @@ def _over_pictures(by_seed: BySeed, metric: str) -> Mean:
 
 def verdict(line: Line, first: Line) -> str:
     """How a line's place below or above the first compares with the paper's."""
-    if line.published is None or first.published is None:
+    if line.difference is None or line.published is None or first.published is None:
         return ""
     if not line.side:
         return "cannot be told"
