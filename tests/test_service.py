@@ -222,11 +222,13 @@ def test_results_are_written_while_the_next_are_restored(steps, monkeypatch):
     monkeypatch.setattr("faithdiff_jax.service.worker.save_restored", save)
     with client_of() as (client, service):
         sent = [send(client, seed=str(seed)) for seed in range(3)]
-        wait_for(lambda: len(steps.batches) == 2)  # the third waits: results of two batches are in memory
-        time.sleep(0.1)
-        assert len(steps.batches) == 2
-        assert service.queue.counts() == {"waiting": 1, "running": 2, "kept": 0}
-        written.set()
+        try:
+            wait_for(lambda: len(steps.batches) == 2, 20)  # the third waits: results of two batches are in memory
+            time.sleep(0.1)
+            assert len(steps.batches) == 2
+            assert service.queue.counts() == {"waiting": 1, "running": 2, "kept": 0}
+        finally:
+            written.set()
         assert [ended(client, one)["state"] for one in sent] == ["done"] * 3
 
 
