@@ -1,7 +1,9 @@
 """Several pictures at once: each is what it is alone, whatever is restored beside it."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import pytest
 from converted import loaded, published_and_converted
 from test_pipeline import levels_apart, photograph
@@ -10,12 +12,28 @@ from faithdiff_jax.errors import InputError
 from faithdiff_jax.inference.inputs import plan_and_complete
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.pipeline import FaithDiff
+from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.inference.restoration import Request, pictures_together, restore_all
 from faithdiff_jax.sharding import make_mesh
 
 SIZES = ((20, 27), (32, 30), (40, 20), (17, 32))  # the third is padded to another size
 CAPTIONS = ("the cat", "", "a cat sat", "the the")
 SEEDS = (1, 2, 3, 4)
+STAGES = ("encode_lq", "moments", "encode_text", "decode")
+
+
+def placed_batches(monkeypatch: pytest.MonkeyPatch, programs: Programs, name: str) -> list[tuple[int, int]]:
+    """Of what a program gives from now on, how many pictures there are and how many of them each device has."""
+    program, seen = getattr(programs, name), []
+
+    def spied(*arguments: Any) -> Any:
+        given = program(*arguments)
+        first = jax.tree.leaves(given)[0]
+        seen.append((first.shape[0], first.sharding.shard_shape(first.shape)[0]))
+        return given
+
+    monkeypatch.setattr(programs, name, spied)
+    return seen
 
 
 @pytest.mark.parametrize(
@@ -35,15 +53,20 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(given):
     assert levels_apart(together[0], model.restore(pictures[0], CAPTIONS[0], seed=2, **options))[0] > 1
 
 
-def test_a_batch_on_eight_devices():
-    pictures, options = [photograph(*size) for size in SIZES], {"steps": 2, "multiple": 64, "batch": 4, "scale": 2}
+def test_a_batch_on_eight_devices(monkeypatch):
+    pictures = [photograph(*size) for size in SIZES]
+    options = {"steps": 2, "multiple": 64, "batch": 4, "scale": 2, "sampler": "ddpm", "color_fix": "none"}
     spread = FaithDiff.load(published_and_converted()[1], mesh=make_mesh(data=4, fsdp=2))
-    together = spread.restore(pictures, CAPTIONS, seeds=SEEDS, color_fix="none", **options)
+    seen = {name: placed_batches(monkeypatch, spread.programs, name) for name in STAGES}
+    together = spread.restore(pictures, CAPTIONS, seeds=SEEDS, **options)
     for i, restored in enumerate(together):
-        alone = loaded().restore(pictures[i], CAPTIONS[i], seed=SEEDS[i], color_fix="none", **options)
+        alone = loaded().restore(pictures[i], CAPTIONS[i], seed=SEEDS[i], **options)
         largest, share = levels_apart(restored, alone)
         assert largest <= 1
         assert share < 0.01
+    for name in STAGES:
+        each = 2 if name == "encode_text" else 1  # caption and negative caption, which two devices or eight share
+        assert set(seen[name]) == {(4 * each, 1), (each, 1)}, name  # three pictures and one
 
 
 def test_how_many_pictures_go_together():

@@ -216,7 +216,7 @@ class Programs:
                 return networks.vae(params).decode(constrain(latents)).astype(jnp.float32)
 
         def encode_text(params: list[Params], token_ids: list[Array]) -> tuple[Array, Array]:
-            context, pooled = networks.encode_text(params, token_ids)
+            context, pooled = networks.encode_text(params, token_ids, constrain)
             return context.astype(jnp.float32), pooled.astype(jnp.float32)
 
         def predict_noise(params: Params, latents: Array, timesteps: Array, *arrays: Any) -> Array:

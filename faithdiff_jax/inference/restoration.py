@@ -4,8 +4,8 @@
     caption -> context, pooled                      > SamplingInputs --joined--> denoise -> decode, colours -> picture
     seed -> noise                                  /
 
-Encoders and decoder see one picture at a time, so that they are one program whatever the batch; denoising, which is
-nearly all of the time, is of the whole batch.
+Encoders and decoder see one picture at a time, on a mesh one a device, so that they are one program whatever the batch;
+denoising, which is nearly all of the time, is of the whole batch.
 """
 
 import collections
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Float32, UInt8
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images
@@ -24,7 +24,7 @@ from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.canvas import Canvas
 from faithdiff_jax.inference.color import Tint
 from faithdiff_jax.inference.decoding import decode
-from faithdiff_jax.inference.inputs import SamplingInputs
+from faithdiff_jax.inference.inputs import SamplingInputs, Text
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.progress import timed
 from faithdiff_jax.inference.stepwise import OnStep, sample_stepwise
@@ -165,16 +165,21 @@ def _restore_batch(
     The batch is filled up to a power of two, so that few sizes of batch are compiled.
     """
     seconds: dict[str, float] = {}
+    count = 1 << (len(requests) - 1).bit_length()
+    together = _seen_together(model, requests, count)
     with timed(seconds, "encode"):
         canvases = [Canvas.of(request.image, options, model.config, request.tint) for request in requests]
-        rows = [_encode(model, *pair, options) for pair in zip(requests, canvases, strict=True)]
+        pairs = list(zip(requests, canvases, strict=True))
+        if together > 1:  # devices that would be idle take the surplus
+            pairs += pairs[-1:] * (count - len(pairs))
+        rows = [_encode(model, pairs[i : i + together], options) for i in range(0, len(pairs), together)]
+        rows += rows[-1:] * (count // together - len(rows))
         if any(row.text.by_tile for row in rows):
             tiles = len(inputs_.plan_sampling(options, model.config.schedule, *rows[0].noise.shape[1:3]).corners)
             rows = [dataclasses.replace(row, text=row.text.of_each_tile(tiles)) for row in rows]
-        surplus = (1 << (len(rows) - 1).bit_length()) - len(rows)
-        inputs = rows[0] if len(rows) == 1 else model.programs.join(None, rows + rows[-1:] * surplus)
+        inputs = rows[0] if len(rows) == 1 else model.programs.join(None, rows)
         jax.block_until_ready(inputs)
-    sizes = [canvas.exact_size for canvas in canvases + canvases[-1:] * surplus]
+    sizes = [canvas.exact_size for canvas in canvases + canvases[-1:] * (count - len(canvases))]
     with timed(seconds, "denoise"):
         if on_step is None:
             latents, maps = model.sample_inputs(inputs, options, sizes, words)
@@ -182,30 +187,37 @@ def _restore_batch(
             plan, inputs = inputs_.plan_and_complete(inputs, options, model.config, sizes)
 
             def look(clean: Array, number: int = 0) -> UInt8[np.ndarray, "H W 3"]:
-                return _decode(model, _row(clean, number), canvas=canvases[number], options=options)
+                return _decode(model, _rows(clean, number, 1), canvases[number : number + 1], options)[0]
 
             latents = sample_stepwise(model.programs, model.denoiser_params, plan, inputs, on_step, look)
             maps = None
         jax.block_until_ready(latents)
-    each = [_row(latents, number) for number in range(len(rows))]
+    pictures = []
     with timed(seconds, "decode"):
-        pictures = [
-            _decode(model, one, canvas=canvas, options=options) for one, canvas in zip(each, canvases, strict=True)
-        ]
-    shares = {stage: spent / len(rows) for stage, spent in seconds.items()}
+        for i in range(0, len(requests), together):
+            pictures += _decode(model, _rows(latents, i, together), canvases[i : i + together], options)
+    shares = {stage: spent / len(requests) for stage, spent in seconds.items()}
     return [Restored(image=picture, seconds=shares, maps=maps) for picture in pictures]
 
 
-def _encode(model: "FaithDiff", request: Request, canvas: Canvas, options: RestoreOptions) -> SamplingInputs:
-    """The arrays of one picture."""
-    padded, noise, factor = canvas.padded(), request.noise, model.config.vae.factor
-    shapes = inputs_.noise_shapes(options, model.config, canvas.size)
-    if noise is None:
-        inside = canvas.exact_size[0] // factor, canvas.exact_size[1] // factor
-        seed = options.seed if request.seed is None else request.seed
-        noise = inputs_.drawn_noise(shapes, seed, model.programs.normal, inside)
-    inputs_.check_noise(noise, options, shapes)
-    text, negative = encode_captions(model, request.caption, options.negative_caption)
+def _seen_together(model: "FaithDiff", requests: Sequence[Request], count: int) -> int:
+    """How many pictures of a batch of `count`, a power of two, encoders and decoder see at once: one a device.
+
+    Pictures with captions for their tiles have several texts each, and go one by one.
+    """
+    if model.mesh is None or not all(isinstance(request.caption, str) for request in requests):
+        return 1
+    return min(count, 1 << (model.mesh.size.bit_length() - 1))
+
+
+def _encode(model: "FaithDiff", pairs: Sequence[tuple[Request, Canvas]], options: RestoreOptions) -> SamplingInputs:
+    """The arrays of pictures of one padded size."""
+    padded = np.concatenate([canvas.padded() for _, canvas in pairs])
+    each = [_noise(model, *pair, options) for pair in pairs]
+    noise = each[0]
+    if len(pairs) > 1:
+        noise = {name: np.concatenate([one[name] for one in each], axis=-4) for name in each[0]}
+    text, negative = _texts(model, [request.caption for request, _ in pairs], options.negative_caption)
     from_lq = options.start == "lr"
     return SamplingInputs(
         features=model.encode_lq(padded, vae_tile=options.vae_tile),
@@ -217,16 +229,44 @@ def _encode(model: "FaithDiff", request: Request, canvas: Canvas, options: Resto
     )
 
 
-def _row(latents: Array, number: int) -> Array | np.ndarray:
-    """One picture's latents, as a batch of one; cut out on the host, where that takes no program."""
-    return latents if latents.shape[0] == 1 else np.asarray(latents)[number : number + 1]
+def _texts(model: "FaithDiff", captions: Sequence[Caption], negative: str) -> tuple[Text, Text]:
+    """Captions and negative captions of pictures, of which several have one caption each."""
+    if len(captions) == 1:
+        return encode_captions(model, captions[0], negative)
+    context, pooled = model.encode_text([*map(str, captions), *[negative] * len(captions)])
+    sides = slice(None, len(captions)), slice(len(captions), None)
+    text, without = (Text.of(context[side], pooled[side]) for side in sides)
+    return text, without
+
+
+def _noise(model: "FaithDiff", request: Request, canvas: Canvas, options: RestoreOptions) -> Mapping[str, Any]:
+    """Given or drawn, by what it is for; see `noise_shapes`."""
+    shapes = inputs_.noise_shapes(options, model.config, canvas.size)
+    if request.noise is not None:
+        inputs_.check_noise(request.noise, options, shapes)
+        return request.noise
+    inside = canvas.exact_size[0] // model.config.vae.factor, canvas.exact_size[1] // model.config.vae.factor
+    seed = options.seed if request.seed is None else request.seed
+    return inputs_.drawn_noise(shapes, seed, model.programs.normal, inside)
+
+
+def _rows(latents: Array, first: int, count: int) -> Array | np.ndarray:
+    """Some pictures' latents; cut out on the host, where that takes no program."""
+    return latents if latents.shape[0] == count else np.asarray(latents)[first : first + count]
 
 
 def _decode(
-    model: "FaithDiff", latents: Array | np.ndarray, *, canvas: Canvas, options: RestoreOptions
+    model: "FaithDiff", latents: Array | np.ndarray, canvases: Sequence[Canvas], options: RestoreOptions
+) -> list[UInt8[np.ndarray, "H W 3"]]:
+    """The pictures of latents (n, h, w, c), of which those without a canvas are surplus."""
+    decoded = np.asarray(decode(model, latents, options))
+    return [_finished(model, one, canvas, options) for one, canvas in zip(decoded, canvases, strict=False)]
+
+
+def _finished(
+    model: "FaithDiff", decoded: Float32[np.ndarray, "padded_H padded_W 3"], canvas: Canvas, options: RestoreOptions
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture of latents (1, h, w, c), without the padding and with the colours of the upscaled input."""
-    decoded = np.asarray(decode(model, latents, options))[0]
+    """What was decoded, without the padding and with the colours of the upscaled input."""
     height, width = canvas.upscaled.shape[:2]
     if canvas.size == canvas.exact_size:
         decoded, enlarged, sizes = images.crop(decoded, height, width), images.to_float(canvas.upscaled), None

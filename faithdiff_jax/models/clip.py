@@ -1,6 +1,7 @@
 """The CLIP text encoder: OpenAI's CLIP-L, OpenCLIP's bigG with its projection, and OpenCLIP's H as SD 2.1 uses it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -118,9 +119,12 @@ class TextEncoder(nnx.Module):
             None if config.projection is None else make.linear(config.width, config.projection, use_bias=False)
         )
 
-    def __call__(self, token_ids: Integer[Array, "b n"]) -> tuple[Float[Array, "b n d"], Float[Array, "b p"]]:
+    def __call__(
+        self, token_ids: Integer[Array, "b n"], constrain: Callable[[Array], Array] = lambda x: x
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b p"]]:
         """Encode captions: (B, N) integers -> hidden (B, N, width), pooled (B, projection or width).
 
+        `constrain` lays a batch out over devices; embedded tokens would lie as the table does that they are taken from.
         A row without an end token is pooled at its first token, as the published encoders do.
 
         Raises:
@@ -129,7 +133,7 @@ class TextEncoder(nnx.Module):
         length = token_ids.shape[1]
         if length > self.config.positions:
             raise ValueError(f"{length} tokens a caption, the text encoder has {self.config.positions} positions")
-        tokens = self.token_embedding(token_ids) + self.position_embedding(jnp.arange(length))[None]
+        tokens = constrain(self.token_embedding(token_ids) + self.position_embedding(jnp.arange(length))[None])
 
         # Carrying the layer's input along with its output yields the penultimate state without keeping all of them,
         # and without cutting the last layer's parameters out of the stack.

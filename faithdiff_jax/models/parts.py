@@ -114,11 +114,17 @@ class Networks:
         return nnx.merge(self._denoiser, params)
 
     def encode_text(
-        self, params: Sequence[Params], token_ids: Sequence[Int[Array, "b m"]]
+        self,
+        params: Sequence[Params],
+        token_ids: Sequence[Int[Array, "b m"]],
+        constrain: Callable[[Array], Array] = lambda x: x,
     ) -> tuple[Float[Array, "b m d"], Float[Array, "b p"]]:
-        """Token ids (B, 77), for each text encoder as its parameters -> context (B, 77, D) and pooled (B, P)."""
+        """Token ids (B, 77), for each text encoder as its parameters -> context (B, 77, D) and pooled (B, P).
+
+        `constrain` lays a batch out over devices.
+        """
         encoders = [nnx.merge(graph, part) for graph, part in zip(self._text_encoders, params, strict=True)]
-        outputs = [encoder(ids) for encoder, ids in zip(encoders, token_ids, strict=True)]
+        outputs = [encoder(constrain(ids), constrain) for encoder, ids in zip(encoders, token_ids, strict=True)]
         return jnp.concatenate([hidden for hidden, _ in outputs], axis=-1), outputs[-1][1]
 
 
