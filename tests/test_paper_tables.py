@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -67,3 +68,20 @@ def test_one_command_prints_ours_beside_the_published_row(table, tmp_path, capsy
         for value in one.figures.values():
             assert f"{value:g}" in row
     assert printed.count("| difference |") == len(config.published)
+
+
+def test_a_sweep_is_of_ones_own_set_and_drawn(tmp_path, capsys):
+    config = load_table("table11")
+    lay(tmp_path, next(iter(config.sets.values())))
+    pairs = tmp_path / "DIV2K-Val/III"
+    flags = ["--config", "table11", "--pairs", pairs, "--model", SMALL_MODEL, "--output", tmp_path / "result", "--plot"]
+    assert run_command("evaluate", [*map(str, flags), "--metrics", "psnr", "steps=1"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"| III | {method} | 2 |" in printed for method in config.methods)
+    drawn = (tmp_path / "result/plot.svg").read_text()
+    texts = [each.text for each in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[:2] == list(config.methods)
+    assert drawn.count("<circle") == len(config.methods)
+    both = ["--config", "table11", "--data", tmp_path, *flags[2:]]
+    assert run_command("evaluate", [*map(str, both)]) == 2
+    assert "needs --data, the folder of its test sets, or --pairs" in capsys.readouterr().err
