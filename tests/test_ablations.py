@@ -1,5 +1,6 @@
 """The comparisons at a small size: what is kept, how its order is told, how it is printed and drawn."""
 
+import csv
 import pathlib
 import re
 import sys
@@ -140,7 +141,7 @@ def test_a_vector_has_every_array_in_its_place():
 
 
 def test_what_is_kept_is_of_one_set_of_pictures_and_of_rows_that_are_there():
-    rows = [line.split(",") for line in FIGURES.read_text().splitlines()[1:]]
+    rows = list(csv.reader(FIGURES.read_text().splitlines()))[1:]
     assert len(rows) < 2000
     assert len({row[2] for row in rows}) == 10
     models = {key for number in (5, 6, 8, 12) for key in keys_of(number).values()}
