@@ -20,7 +20,8 @@ from faithdiff_jax.models.vae import VAEConfig
 from faithdiff_jax.training.config import load_train_config
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-NO_STAGES = {"models/sd21", "models/sd21_768", "models/sdxl", "tiny/model", "tiny/autoencoder"}
+MODELS = {"models/sd21", "models/sd21_768", "models/sdxl", "tiny/model", "tiny/ablations_sd21", "tiny/ablations_sdxl"}
+NO_STAGES = {*MODELS, "tiny/autoencoder"}
 
 
 def test_round_trip():

@@ -253,7 +253,9 @@ def test_processes_share_the_work_and_any_of_them_may_be_killed(tmp_path, capsys
     )
     running = [start(0), start(1), start(2, killed)]
     outputs = [process.communicate(timeout=100)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 2, -signal.SIGKILL], outputs  # 2: 8.png
+    # 2 for 8.png: of who wrote its shard, and of who found that shard there at its end.
+    assert [process.returncode for process in running[1:]] == [2, -signal.SIGKILL], outputs
+    assert running[0].returncode in (0, 2), outputs
     assert re.search(r"shards of 8, the others are other processes' to write", outputs[0])
     with pytest.raises(InputError, match="only 7 of 8 shards are written, run `faithdiff shards` again"):
         ShardSource(shared)
