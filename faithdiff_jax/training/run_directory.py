@@ -4,8 +4,7 @@ RUN_DIR/config.yaml     format, model (directory, digest), config (TrainConfig, 
 RUN_DIR/checkpoints/    see `checkpoints`
 RUN_DIR/validation/     pictures
 RUN_DIR/tensorboard/    scalars
-RUN_DIR/.lock           held by the process that writes; the system releases it when that process ends, however it ends;
-                        none in an object store
+RUN_DIR/.lock           held by the process that writes, until it ends, however it ends; none in an object store
 """
 
 import dataclasses
