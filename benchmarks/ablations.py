@@ -50,7 +50,7 @@ from faithdiff_jax.evaluation.ablations import (
     markdown,
     write_figures,
 )
-from faithdiff_jax.evaluation.configuration import load_table
+from faithdiff_jax.evaluation.configuration import MODEL, load_table
 from faithdiff_jax.evaluation.measuring import Metrics
 from faithdiff_jax.evaluation.methods import Method
 from faithdiff_jax.evaluation.plots import of_comparison, svg
@@ -273,11 +273,10 @@ def variants(tables: Sequence[int]) -> dict[str, tuple[str, dict[str, Any]]]:
     """What is restored for some tables: name of the figures -> model, and its options that differ."""
     found = {}
     for table in tables:
-        for method, changes in load_table(f"table{table}").methods.items():
+        config = load_table(f"table{table}")
+        for method, changes in config.methods.items():
             # A sweep's options are the paper's; models are compared under options of their own size.
-            found[keys_of(table)[method]] = (
-                (changes["model"], COMPARED) if "model" in changes else ("full", dict(changes))
-            )
+            found[keys_of(config)[method]] = (changes[MODEL], COMPARED) if MODEL in changes else ("full", dict(changes))
     return found
 
 

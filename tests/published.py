@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import diffusers
+import published_sd21
 import torch
 import transformers
 from diffusers.models.autoencoders.vae import Encoder
@@ -13,7 +14,7 @@ from tiny import TOKENIZER_VOCAB_SIZE, write_tokenizer
 from torch import nn
 from torch_aligner import TorchAligner
 
-from benchmarks import published_sd21, published_sdxl
+from benchmarks import published_sdxl
 
 END_TOKEN = TOKENIZER_VOCAB_SIZE - 1
 VAE_CHANNELS = (8, 16, 32, 32)

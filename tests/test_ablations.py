@@ -12,6 +12,7 @@ import pytest
 from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.config import load
 from faithdiff_jax.evaluation.ablations import FIGURES, kept_table, kept_tables, keys_of, markdown, verdict
+from faithdiff_jax.evaluation.configuration import load_table
 from faithdiff_jax.evaluation.plots import of_comparison, svg
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.training.config import load_train_config
@@ -49,7 +50,7 @@ def test_an_order_counts_where_pictures_and_seeds_agree(tmp_path):
     }
     comparison = kept_table(5, figures(tmp_path / "figures.csv", rows))
     first, *others = comparison.lines
-    assert [line.name for line in others] == list(keys_of(5))[1:]
+    assert [line.name for line in others] == list(keys_of(load_table("table5")))[1:]
     assert first.difference is None
     assert comparison.pictures == 10
     assert [verdict(line, first) for line in others] == ["as in the paper", "against the paper", "cannot be told"]
@@ -144,5 +145,5 @@ def test_what_is_kept_is_of_one_set_of_pictures_and_of_rows_that_are_there():
     rows = list(csv.reader(FIGURES.read_text().splitlines()))[1:]
     assert len(rows) < 2000
     assert len({row[2] for row in rows}) == 10
-    models = {key for number in (5, 6, 8, 12) for key in keys_of(number).values()}
+    models = {key for number in (5, 6, 8, 12) for key in keys_of(load_table(f"table{number}")).values()}
     assert models == ROWS.keys()

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import published_sd21
 import pytest
 import safetensors.torch
 import torch
@@ -20,7 +21,6 @@ from training_case import STAGE_2
 from training_runs import train, write_photos
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks import published_sd21
 from faithdiff_jax.cli.main import run_command
 from faithdiff_jax.config import find_config, load
 from faithdiff_jax.diffusion import schedule

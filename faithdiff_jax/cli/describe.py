@@ -12,6 +12,7 @@ from faithdiff_jax.cli.command import Parser
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.captions import (
     OF_TILES,
+    Box,
     Caption,
     find_caption,
     read_caption,
@@ -23,8 +24,8 @@ INPUT, CLEANED = "input", "cleaned"
 
 Captions = dict[Path, Caption | InputError]
 """Picture -> its caption, or those of its tiles, or why it has none."""
-Boxes = Callable[[tuple[int, int]], Sequence[tuple[int, int, int, int]]]
-"""Height and width of a picture -> left, top, right and bottom of what each of its tiles shows."""
+Boxes = Callable[[tuple[int, int]], Sequence[Box]]
+"""Height and width of a picture -> what each of its tiles shows."""
 
 
 def add_flags(parser: Parser) -> None:

@@ -169,11 +169,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print_kept(arguments: argparse.Namespace) -> int:
     """Print a table of what was found at a small size."""
-    others = [
-        name for name in ("model", "config", "data", "output", "references", "protocol") if getattr(arguments, name)
-    ]
-    others += [name for name in ("restored", "baseline", "pairs", "preset", "options") if getattr(arguments, name)]
-    if others:
+    kinds = ("model", "config", "data", "output", "references", "protocol", "restored", "baseline", "pairs", "preset")
+    if others := [name for name in (*kinds, "options") if getattr(arguments, name)]:
         raise InputError(f"--table: prints figures that are kept, leave {others[0]} out")
 
     from faithdiff_jax.evaluation.ablations import kept_table, markdown

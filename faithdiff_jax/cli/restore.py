@@ -65,7 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
         if len(jobs) == 1:  # a bad picture need not wait for the model
             image = images_.load_image(todo[0].source).rgb
             options.padded_size(stored.config, *image.shape[:2])
-        boxes = functools.partial(_tile_boxes, options, stored)
+        from faithdiff_jax.inference.tile_captions import tile_boxes
+
+        boxes = functools.partial(tile_boxes, options, stored.config)
         made = describe.captions_for(list(dict.fromkeys(job.source for job in todo)), arguments, boxes)
         model = load_model(stored, arguments, mesh, loras)
 
@@ -124,14 +126,6 @@ def _check_companions(arguments: argparse.Namespace) -> None:
     frames.check(arguments)
     if arguments.attribute and not (arguments.captions or arguments.caption or arguments.caption_from):
         raise InputError("--attribute: is for words of a caption, give --caption, --captions or --caption-from")
-
-
-def _tile_boxes(
-    options: RestoreOptions, stored: "ModelDirectory", size: tuple[int, int]
-) -> Sequence[tuple[int, int, int, int]]:
-    from faithdiff_jax.inference.tile_captions import tile_boxes
-
-    return tile_boxes(options, stored.config, size)
 
 
 def _check_captions(folder: pathlib.Path, jobs: Sequence[Job]) -> None:

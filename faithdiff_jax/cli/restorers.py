@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from faithdiff_jax.config import from_dict, override, to_dict
 from faithdiff_jax.errors import InputError
+from faithdiff_jax.evaluation.configuration import MODEL
 from faithdiff_jax.evaluation.methods import Method, Restorer
 from faithdiff_jax.evaluation.results import digest
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from faithdiff_jax.inference.pipeline import FaithDiff
 
 BICUBIC = "bicubic"
-MODEL = "model"
-"""In a table's methods: the folder of the model that restores, where each has one of its own."""
 
 
 def model_methods(

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files.captions import write_caption
+from faithdiff_jax.files.captions import Box, describe_boxes, write_caption
 from faithdiff_jax.files.images import load_image
 from faithdiff_jax.files.listing import PICTURE_SUFFIXES, list_pictures
 from faithdiff_jax.files.reading import printable
@@ -124,12 +124,12 @@ def describe(
 def describe_parts(
     captioner: "Captioner",
     pictures: Sequence[Path],
-    parts: Callable[[tuple[int, int]], Sequence[tuple[int, int, int, int]]],
+    parts: Callable[[tuple[int, int]], Sequence[Box]],
     clean: Clean | None = None,
 ) -> Iterator[tuple[Path, list[str] | InputError]]:
     """Yield each picture with a caption of each of its parts, or with why it has none; a part is looked at once.
 
-    `parts` gives left, top, right and bottom of each, of a picture's height and width. Raises InputError if the memory
+    `parts` gives them, of a picture's height and width. Raises InputError if the memory
     does not suffice.
     """
     for path in tqdm(pictures, unit="picture", disable=None):
@@ -139,15 +139,10 @@ def describe_parts(
         except InputError as error:
             yield path, error
             continue
-        found: dict[tuple[int, int, int, int], str | InputError] = {}
-        for left, top, right, bottom in dict.fromkeys(boxes):
-            (caption,) = _caption_each(captioner, [picture[top:bottom, left:right]])
-            found[left, top, right, bottom] = told = _told(path, caption)
-            if isinstance(told, InputError):
-                yield path, told
-                break
-        else:
-            yield path, [str(found[box]) for box in boxes]
+        captions = describe_boxes(picture, boxes, lambda part: _caption_each(captioner, [part])[0])
+        told = [_told(path, caption) for caption in captions]
+        faults = [one for one in told if isinstance(one, InputError)]
+        yield path, faults[0] if faults else list(map(str, told))
 
 
 def require_torch() -> Any:

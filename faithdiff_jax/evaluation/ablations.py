@@ -18,9 +18,11 @@ import numpy as np
 
 from faithdiff_jax.config import CONFIGS
 from faithdiff_jax.errors import InputError, shown
-from faithdiff_jax.evaluation.configuration import FOLDER, load_table
+from faithdiff_jax.evaluation.comparison import BICUBIC
+from faithdiff_jax.evaluation.configuration import FOLDER, MODEL, EvaluationConfig, load_table
 from faithdiff_jax.evaluation.results import WHOLE_SET, Results
 from faithdiff_jax.evaluation.statistics import Mean, mean_with_interval
+from faithdiff_jax.evaluation.tables import title_of, with_interval
 from faithdiff_jax.files.reading import read_text
 from faithdiff_jax.files.writing import write_text
 
@@ -28,7 +30,6 @@ METRICS = ("psnr", "lpips")
 FIGURES = CONFIGS / "tiny" / "ablations.csv"
 JUDGED = "lpips"
 """The metric whose order is compared: the one that the paper gives for every row."""
-BICUBIC = "bicubic"
 
 BySeed = Mapping[int, Mapping[str, Mapping[str, float]]]
 """Seed -> picture -> metric -> figure."""
@@ -78,16 +79,13 @@ def kept_tables() -> list[int]:
     """The tables that figures are kept of."""
     found = read_figures(FIGURES)
     numbers = sorted(int(path.stem.removeprefix("table")) for path in (CONFIGS / FOLDER).glob("table*.yaml"))
-    return [number for number in numbers if len([key for key in keys_of(number).values() if key in found]) > 1]
+    keys = {number: keys_of(load_table(f"table{number}")).values() for number in numbers}
+    return [number for number in numbers if sum(key in found for key in keys[number]) > 1]
 
 
-def keys_of(number: int) -> dict[str, str]:
-    """Method of a table -> what its figures are kept under: its model, or the method's name.
-
-    Raises:
-        InputError: there is no such table.
-    """
-    return {name: str(changes.get("model", name)) for name, changes in load_table(f"table{number}").methods.items()}
+def keys_of(table: EvaluationConfig) -> dict[str, str]:
+    """Method of a table -> what its figures are kept under: its model, or the method's name."""
+    return {name: str(changes.get(MODEL, name)) for name, changes in table.methods.items()}
 
 
 def kept_table(number: int, path: Path = FIGURES) -> Comparison:
@@ -97,7 +95,7 @@ def kept_table(number: int, path: Path = FIGURES) -> Comparison:
         InputError: there is no such table, or no figures of it.
     """
     config, figures = load_table(f"table{number}"), read_figures(path)
-    keys = keys_of(number)
+    keys = keys_of(config)
     there = {name: figures[key] for name, key in keys.items() if key in figures}
     if next(iter(keys)) not in there or len(there) < 2:
         have = ", ".join(map(str, kept_tables())) if path == FIGURES else "others"
@@ -150,26 +148,25 @@ def markdown(comparison: Comparison) -> str:
     lines = [
         f"# {comparison.title}",
         "",
-        f"| | seeds | PSNR ↑ | LPIPS ↓ | LPIPS minus that of {first.name} | of each seed | paper's LPIPS | order |",
+        f"| | seeds | {' | '.join(map(title_of, METRICS))} | LPIPS minus that of {first.name} | of each seed "
+        "| paper's LPIPS | order |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for line in comparison.lines:
-        psnr, lpips = line.means["psnr"], line.means[JUDGED]
-        apart = "" if line.difference is None else _with_interval(line.difference, "+.4f")
+        apart = "" if line.difference is None else with_interval(JUDGED, line.difference, "+")
         paper = "" if line.published is None else f"{line.published:.4f}"
         cells = [
-            line.name, "" if line.name == BICUBIC else str(line.seeds), _with_interval(psnr, ".2f"),
-            _with_interval(lpips, ".4f"), apart, ", ".join(f"{one:+.4f}" for one in line.by_seed), paper,
+            line.name,
+            "" if line.name == BICUBIC else str(line.seeds),
+            *(with_interval(metric, line.means[metric]) for metric in METRICS),
+            apart,
+            ", ".join(f"{one:+.4f}" for one in line.by_seed),
+            paper,
             verdict(line, first),
-        ]  # fmt: skip
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     notes = [f"{comparison.pictures} test photographs; means with 95 % bootstrap intervals over pictures."]
     return "\n".join([*lines, "", *notes]) + "\n"
-
-
-def _with_interval(mean: Mean, form: str) -> str:
-    text = format(mean.mean, form)
-    return text if mean.low is None or mean.high is None else f"{text} [{mean.low:{form}}, {mean.high:{form}}]"
 
 
 def read_figures(path: Path) -> Figures:

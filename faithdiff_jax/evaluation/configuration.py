@@ -16,6 +16,8 @@ from faithdiff_jax.evaluation.testsets import SCALE
 
 FOLDER = "evaluation"
 """In configs/: where the paper's tables are."""
+MODEL = "model"
+"""In a table's methods: the folder of the model that restores, where each has one of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,8 +70,8 @@ class EvaluationConfig:
             _check_key(name, "set")
         for name, changes in self.methods.items():
             _check_key(name, "method")
-            if "model" in changes:
-                _check_key(changes["model"], "model of a method,")
+            if MODEL in changes:
+                _check_key(changes[MODEL], "model of a method,")
         for one in self.published:
             if one.set not in self.sets:
                 raise ValueError(f"published: {shown(one.set)} is none of the sets ({', '.join(self.sets)})")

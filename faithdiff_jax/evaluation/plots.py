@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from faithdiff_jax.evaluation.ablations import JUDGED, Comparison
 from faithdiff_jax.evaluation.metrics.names import METRICS
 from faithdiff_jax.evaluation.statistics import Mean
-from faithdiff_jax.evaluation.tables import Summary, info_of
+from faithdiff_jax.evaluation.tables import Summary, title_of
 
 OURS, THEIRS = "#c8102e", "#1f5fa8"
 LINE, PANEL, GAP, HEAD, FOOT = 24, 260, 28, 30, 34
@@ -45,7 +45,7 @@ def of_summary(summary: Summary) -> tuple[list[str], list[Panel]]:
         if any(line.means[metric] for line in summary.lines):
             published = {(one.set, one.method): one.figures.get(metric) for one in summary.published}
             bars = [Bar(line.means[metric], (), published.get((line.set, line.method))) for line in summary.lines]
-            panels.append(Panel(_title(metric), bars))
+            panels.append(Panel(title_of(metric), bars))
     return names, panels
 
 
@@ -59,7 +59,7 @@ def of_comparison(comparison: Comparison) -> tuple[list[str], list[Panel]]:
     ]  # fmt: skip
     psnr = [Bar(line.means["psnr"]) for line in comparison.lines]
     title = f"{METRICS[JUDGED].title} minus {first.name}'s (right: worse)"
-    return [line.name for line in comparison.lines], [Panel(title, apart, zero=True), Panel(_title("psnr"), psnr)]
+    return [line.name for line in comparison.lines], [Panel(title, apart, zero=True), Panel(title_of("psnr"), psnr)]
 
 
 def svg(names: Sequence[str], panels: Sequence[Panel]) -> str:
@@ -116,8 +116,3 @@ def _values(bar: Bar) -> list[float]:
     mean = bar.mean
     own = [] if mean is None else [value for value in (mean.mean, mean.low, mean.high) if value is not None]
     return [*own, *bar.dots, *([] if bar.other is None else [bar.other])]
-
-
-def _title(metric: str) -> str:
-    marks = {"higher": " ↑", "lower": " ↓", "one": " → 1"}
-    return info_of(metric).title + marks[info_of(metric).better]

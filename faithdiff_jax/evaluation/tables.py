@@ -141,7 +141,7 @@ def _grid(summary: Summary) -> list[tuple[str, str, str, list[_Cell]]]:
         best = {name: _best(name, lines) for name in summary.metrics}
         for line in lines:
             cells = [
-                _Cell(_with_interval(name, line.means[name]), line.method in best[name]) for name in summary.metrics
+                _Cell(with_interval(name, line.means[name]), line.method in best[name]) for name in summary.metrics
             ]
             rows.append((set_name, line.method, str(line.pictures), cells))
             for one in summary.published:
@@ -162,7 +162,7 @@ def _beside(summary: Summary, line: Line, one: Published) -> list[tuple[str, str
         if theirs is None or ours is None:
             difference.append(_Cell(EMPTY))
         else:
-            difference.append(_Cell(f"{ours.mean - theirs:+.{info_of(name).digits}f}"))
+            difference.append(_Cell(_plain(name, ours.mean - theirs, "+")))
     return [
         (line.set, f"{line.method}, published", "", published),
         (line.set, "difference", "", difference),
@@ -182,26 +182,26 @@ def _best(name: str, lines: Sequence[Line]) -> set[str]:
     return {method for method, value in worth.items() if value == max(worth.values())}
 
 
-def _plain(name: str, value: float | None) -> str:
-    return EMPTY if value is None else f"{value:.{info_of(name).digits}f}"
+def _plain(name: str, value: float | None, sign: str = "") -> str:
+    return EMPTY if value is None else f"{value:{sign}.{info_of(name).digits}f}"
 
 
-def _with_interval(name: str, mean: Mean | None) -> str:
+def with_interval(name: str, mean: Mean | None, sign: str = "") -> str:
+    """A mean with its interval as a cell of the column has them; `sign` is "+" for a difference."""
     if mean is None:
         return EMPTY
-    text = _plain(name, mean.mean)
-    return text if mean.low is None else f"{text} [{_plain(name, mean.low)}, {_plain(name, mean.high)}]"
+    text = _plain(name, mean.mean, sign)
+    return text if mean.low is None else f"{text} [{_plain(name, mean.low, sign)}, {_plain(name, mean.high, sign)}]"
 
 
-def _titles(summary: Summary) -> list[tuple[str, str]]:
-    arrows = {"higher": "up", "lower": "down", "one": "one"}
-    return [(info_of(name).title, arrows[info_of(name).better]) for name in summary.metrics]
+def title_of(name: str) -> str:
+    """A column's title with an arrow, as text: which way is better."""
+    return info_of(name).title + {"higher": " ↑", "lower": " ↓", "one": " → 1"}[info_of(name).better]
 
 
 def markdown(summary: Summary) -> str:
     """A table in Markdown; means with their intervals, the best in bold, and why cells are empty below."""
-    marks = {"up": " ↑", "down": " ↓", "one": " → 1"}
-    titles = [title + marks[arrow] for title, arrow in _titles(summary)]
+    titles = list(map(title_of, summary.metrics))
     lines = [f"# {summary.title}", ""] if summary.title else []
     lines += [f"| set | method | pictures | {' | '.join(titles)} |", "|---|---|---|" + "---|" * len(titles)]
     for set_name, name, count, cells in _grid(summary):
@@ -213,8 +213,8 @@ def markdown(summary: Summary) -> str:
 
 def latex(summary: Summary) -> str:
     """The table for LaTeX with booktabs, without intervals; the best in bold."""
-    marks = {"up": r" $\uparrow$", "down": r" $\downarrow$", "one": r" $\to 1$"}
-    titles = [_escaped(title) + marks[arrow] for title, arrow in _titles(summary)]
+    marks = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "one": r" $\to 1$"}
+    titles = [_escaped(info_of(name).title) + marks[info_of(name).better] for name in summary.metrics]
     lines = [r"\begin{tabular}{ll" + "r" * len(titles) + "}", r"\toprule"]
     lines += [" & ".join(["Set", "Method", *titles]) + r" \\"]
     before = None

@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files.reading import parse_json, read_text
@@ -12,6 +14,10 @@ from faithdiff_jax.files.writing import write_text
 
 Caption = str | Sequence[str]
 """What a picture shows; or what each of its tiles shows, from left to right and then down."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels of a picture; the last two are those after it."""
+Told = TypeVar("Told")
 
 CAPTION_SUFFIXES = (".json", ".txt")
 OF_TILES = "tile_captions"
@@ -69,6 +75,15 @@ def read_caption(path: Path) -> str:
         raise InputError(f"{path}: a caption file ends in {' or '.join(CAPTION_SUFFIXES)}")
     text = read_text(path, CAPTION_LIMIT, "caption file")
     return (_caption_of(parse_json(text, path), path) if suffix == ".json" else text).strip()
+
+
+def describe_boxes(picture: np.ndarray, boxes: Sequence[Box], describe: Callable[[np.ndarray], Told]) -> list[Told]:
+    """What is said of each part of a picture (H, W, 3); equal parts are looked at once."""
+    told = {
+        (left, top, right, bottom): describe(picture[top:bottom, left:right])
+        for left, top, right, bottom in dict.fromkeys(boxes)
+    }
+    return [told[box] for box in boxes]
 
 
 def read_tile_captions(path: Path) -> list[str] | None:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Num, UInt8
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files.captions import Caption
+from faithdiff_jax.files.captions import Box, Caption
 from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.inference import inputs as inputs_
 from faithdiff_jax.inference.attribution import enlarged, word_weights
@@ -37,7 +37,7 @@ from faithdiff_jax.inference.programs import Programs
 from faithdiff_jax.inference.progress import long_task
 from faithdiff_jax.inference.restoration import Request, restore_all
 from faithdiff_jax.inference.stepwise import OnStep
-from faithdiff_jax.inference.tile_captions import Box, tile_boxes
+from faithdiff_jax.inference.tile_captions import tile_boxes
 from faithdiff_jax.inference.tiling import fade_tiles, vae_tiles
 from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.parts import Params, numbered

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from faithdiff_jax.errors import InputError
-from faithdiff_jax.files.captions import Caption
+from faithdiff_jax.files.captions import Box, Caption
 from faithdiff_jax.files.images import target_size
 from faithdiff_jax.inference.grid import latent_grid
 from faithdiff_jax.inference.inputs import Text
@@ -19,9 +19,6 @@ from faithdiff_jax.models.config import FaithDiffConfig
 
 if TYPE_CHECKING:
     from faithdiff_jax.inference.pipeline import FaithDiff
-
-Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels of a picture; the last two are those after it."""
 
 
 def tile_boxes(options: RestoreOptions, config: FaithDiffConfig, size: tuple[int, int]) -> list[Box]:

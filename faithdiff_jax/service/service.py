@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from faithdiff_jax import __version__
 from faithdiff_jax.errors import InputError
 from faithdiff_jax.files import images
-from faithdiff_jax.files.captions import OF_TILES, Caption, too_long, trim_caption
+from faithdiff_jax.files.captions import OF_TILES, Box, Caption, describe_boxes, too_long, trim_caption
 from faithdiff_jax.files.reading import parse_json
 from faithdiff_jax.inference.loading import chosen
 from faithdiff_jax.inference.making import Making
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.restoration import pictures_together
-from faithdiff_jax.inference.tile_captions import Box, check_caption, tile_boxes
+from faithdiff_jax.inference.tile_captions import check_caption, tile_boxes
 from faithdiff_jax.service.forms import changed, public
 from faithdiff_jax.service.jobs import Job
 from faithdiff_jax.service.queue import Busy, JobQueue
@@ -199,21 +199,18 @@ class Service:
         return self._described(path, name, boxes)
 
     def _described(self, path: pathlib.Path, name: str, parts: Callable[[int, int], Sequence[Box]]) -> list[str]:
-        """What each part of a picture shows; equal parts are looked at once."""
+        """What each part of a picture shows."""
         if self._describe is None:
             raise InputError("this service describes no pictures: it was started without --captioner")
         if not self._captions.acquire(blocking=False):
             raise Busy(f"{CAPTIONS_WAITING} pictures wait to be described, ask again in 10 s", 10)
         try:
             picture = read_picture(path, name, self.settings.max_pixels).rgb
-            boxes, found = parts(*picture.shape[:2]), {}
+            boxes, describe = parts(*picture.shape[:2]), self._describe
             with self._describing:
-                for left, top, right, bottom in dict.fromkeys(boxes):
-                    (text,) = self._describe([picture[top:bottom, left:right]])
-                    found[left, top, right, bottom] = trim_caption(text)
+                return describe_boxes(picture, boxes, lambda part: trim_caption(*describe([part])))
         finally:
             self._captions.release()
-        return [found[box] for box in boxes]
 
     def limits(self) -> str:
         """What a picture may be, in words."""

@@ -4,6 +4,8 @@ The model for 768 pixels (`stable-diffusion-2-1`) predicts the velocity, the one
 networks have the same shapes.
 """
 
+from benchmarks import published_sdxl
+
 UNET = {
     "_class_name": "UNet2DConditionModel",
     "_diffusers_version": "0.10.0.dev0",
@@ -30,18 +32,9 @@ UNET = {
     "upcast_attention": True,
     "use_linear_projection": True,
 }
-VAE = {
-    "_class_name": "AutoencoderKL",
-    "act_fn": "silu",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "in_channels": 3,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "out_channels": 3,
-    "sample_size": 768,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
+# The network of SDXL's, from before there were these two keys: SD's factor is what they default to.
+VAE = {key: value for key, value in published_sdxl.VAE.items() if key not in ("force_upcast", "scaling_factor")} | {
+    "sample_size": 768
 }
 TEXT_ENCODER = {
     "architectures": ["CLIPTextModel"],
