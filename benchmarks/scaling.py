@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
 from devices import simulated
 
 DEVICES = (1, 2, 4, 8)
-MESHES = {"data": "copies", "fsdp": "parameters spread"}
+MESHES = ("data", "fsdp")  # axes: copies of the parameters, or the parameters spread
 SIDE = 16  # of a tile, and of a picture of one tile, in latent pixels
 ROUNDS = 3
 COLOURS = ("#c8102e", "#1f5fa8", "#2e8b57", "#b8860b", "#666666")
