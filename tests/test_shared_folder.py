@@ -63,6 +63,25 @@ def test_claims_are_of_one_process_and_go_with_it(tmp_path):
             with manifest.opened(tmp_path):
                 pass
     assert [record["result"] for record in records(tmp_path)] == ["b.png", "c.png"]
+    assert not (tmp_path / claims.NAME).exists()
+
+
+def test_the_last_to_leave_removes_the_file_of_claims(tmp_path):
+    with manifest.opened(tmp_path, shared=True):
+        other = Other(tmp_path)
+        assert other.says("claim a.png") == "True"
+    assert (tmp_path / claims.NAME).exists()
+    with manifest.opened(tmp_path, shared=True) as kept:
+        assert not kept.claim("a.png")  # in the file that the other has open
+        other.killed()
+    assert not (tmp_path / claims.NAME).exists()
+
+
+def test_a_picture_that_cannot_be_read_leaves_no_folder(tmp_path, monkeypatch):
+    enlarging(monkeypatch)
+    (tmp_path / "a.png").write_bytes(b"nothing")
+    assert restore("--input", tmp_path / "a.png", "--output", tmp_path / "out", "--shared") == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_line_that_another_process_did_not_finish_is_dropped(tmp_path):

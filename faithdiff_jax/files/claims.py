@@ -1,8 +1,8 @@
 """What of a folder each of several processes has in hand, so that no two do the same.
 
 A claim is a lock on one byte of a hidden file, at a place that follows from the name of what is claimed. The system
-takes it back when the process ends, however it ends: there is nothing to clean up, and no time after which a process
-counts as dead.
+takes it back when the process ends, however it ends: there is no time after which a process counts as dead. The last
+process to leave removes the file.
 """
 
 import contextlib
@@ -17,6 +17,8 @@ from faithdiff_jax.errors import InputError
 NAME = ".claims"
 _TURN = 0
 """The byte whose lock is the right to write what all processes write to."""
+_PRESENT = 2**62 + 1
+"""The byte that all processes share a lock on as long as they are there; names have those between."""
 
 
 class Claims:
@@ -61,19 +63,34 @@ class Claims:
 
 @contextlib.contextmanager
 def opened(folder: pathlib.Path) -> Iterator[Claims]:
-    """The claims on what is in a folder, given back when the block ends; their file stays, without contents.
+    """The claims on what is in a folder, given back when the block ends.
 
     Raises:
         InputError: the file cannot be opened.
     """
-    try:
-        handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise InputError(f"{folder / NAME}: cannot be opened ({error.strerror})") from None
+    handle = _present(folder / NAME)
     try:
         yield Claims(folder, handle)
     finally:
+        with contextlib.suppress(OSError):  # others are there, or there are no locks
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _PRESENT)
+            os.unlink(folder / NAME)
         os.close(handle)
+
+
+def _present(path: pathlib.Path) -> int:
+    """Open the file, in which this process is then known to be there."""
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be opened ({error.strerror})") from None
+        with contextlib.suppress(OSError):  # told when something is claimed
+            fcntl.lockf(handle, fcntl.LOCK_SH, 1, _PRESENT)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        os.close(handle)  # the last process that was there has just removed it
 
 
 def _place(name: str) -> int:
