@@ -25,6 +25,7 @@ from faithdiff_jax.sharding import batch_sharding, make_mesh
 from faithdiff_jax.weights.model_directory import ModelDirectory
 
 OPTIONS = RestoreOptions(steps=1, scale=1, batch=2, vae_tile=64)
+TILED = OPTIONS.replace(tile=6)
 
 
 @pytest.fixture
@@ -48,6 +49,17 @@ def program(traced=None, identity="one"):
         return doubled(x)
 
     return Program(counted, identity=identity)
+
+
+def test_parameters_of_another_kind_are_another_program(folder):
+    def scaled(params, x):
+        return x * sum(jax.tree.leaves(params))
+
+    shared = Program(scaled, identity="one")
+    one, half = jnp.ones((), jnp.float32), jnp.full((), 0.5, jnp.bfloat16)
+    for params, factor in (({"a": one}, 1), ({"a": [one, one]}, 2), ({"a": half}, 0.5), ({"a": one}, 1)):
+        np.testing.assert_array_equal(shared(params, jnp.arange(3.0)), factor * np.arange(3))
+    assert len(files(folder)) == 3
 
 
 def test_on_a_mesh(folder):
@@ -187,19 +199,20 @@ def test_a_program_of_another_machine_is_compiled_again(folder):
     assert store.load("key") is None
 
 
-def test_all_that_restoring_takes_is_compiled_beforehand(folder, monkeypatch):
+@pytest.mark.parametrize(("options", "caption"), [(OPTIONS, "the cat"), (TILED, ["the cat", "a tail"])])
+def test_all_that_restoring_takes_is_compiled_beforehand(folder, monkeypatch, options, caption):
     """Alone and in a batch, in tiles of the encoders: nothing is traced, and pictures are those without a folder."""
     stored, pictures = ModelDirectory.open(published_and_converted()[1]), [photograph(16, 72), photograph(16, 72)]
-    precompile(model_of_shapes(stored), [(16, 72)], OPTIONS)
+    blank, model = model_of_shapes(stored), FaithDiff.load(stored)
+    blank.programs, model.programs = Programs(blank.config), Programs(model.config)  # with nothing compiled in them
+    precompile(blank, [(16, 72)], options, tile_captions=isinstance(caption, list))
     kept = len(files(folder))
-    model = FaithDiff.load(stored)
-    model.programs = Programs(model.config)  # with nothing compiled in it
     with monkeypatch.context() as patch:
         patch.setattr(Program, "_jit", lambda self: pytest.fail(f"{self.function.__name__} was traced"))
-        found = model.restore(pictures, "the cat", OPTIONS, seeds=[0, 1])
+        found = model.restore(pictures, [caption] * 2, options, seeds=[0, 1])
     assert len(files(folder)) == kept >= 8
     executables.keep_in(None)
-    for ours, wanted in zip(found, loaded().restore(pictures, "the cat", OPTIONS, seeds=[0, 1]), strict=True):
+    for ours, wanted in zip(found, loaded().restore(pictures, [caption] * 2, options, seeds=[0, 1]), strict=True):
         np.testing.assert_array_equal(ours, wanted)
 
 
@@ -234,6 +247,10 @@ def test_command(tmp_path, capsys, monkeypatch):
         (["--size", "24x16", "--cache", ""], "--cache is empty: must be the folder for compiled programs"),
         (["--input", "."], "--input .: has no pictures"),
         (["--size", "24x16", "--steps", "0"], "steps is 0: must be"),
+        (
+            ["--size", "24x16", "--tile-captions", "--progressive"],
+            "progressive is true: takes one caption for a picture",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path, capsys, monkeypatch, flags, message):

@@ -35,6 +35,7 @@ def build_parser() -> Parser:
         help="of pictures before they are enlarged; may be repeated",
     )
     what.add_argument("--input", type=types.folder, metavar="DIR", help="a folder with pictures of the sizes")
+    parser.add_argument("--tile-captions", action="store_true", help="for a caption for each tile")
     add_preset_flag(parser)
     add_option_flags(parser.add_argument_group("options of a restoration", "As for faithdiff restore."), RestoreOptions)
     return parser
@@ -48,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.cache:
         raise InputError("--cache is empty: must be the folder for compiled programs")
     options, stored = model_options(arguments)
+    if arguments.tile_captions:
+        options.check_tile_captions()
     sizes = _sizes(arguments)
     for size in sizes:
         options.padded_size(stored.config, *size)
@@ -58,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("several processes share this computation: compile is for one")
     with log_above_the_bar():
         model = model_of_shapes(stored, mesh=mesh, **held_as(arguments))
-        precompile(model, sizes, options)
+        precompile(model, sizes, options, tile_captions=arguments.tile_captions)
     print(f"{store.saved} programs compiled, {store.found} were there: {store.folder}")
 
 

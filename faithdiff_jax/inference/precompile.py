@@ -8,12 +8,14 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
+from faithdiff_jax.files.captions import Caption
 from faithdiff_jax.files.tokenizers import Tokenizers
 from faithdiff_jax.inference import executables
 from faithdiff_jax.inference.loading import DENOISING, shaped_parameters
 from faithdiff_jax.inference.options import RestoreOptions
 from faithdiff_jax.inference.pipeline import FaithDiff
 from faithdiff_jax.inference.restoration import Request, pictures_together, restore_all
+from faithdiff_jax.inference.tile_captions import tile_boxes
 from faithdiff_jax.models.parts import part_names
 from faithdiff_jax.sharding import parameter_sharding
 from faithdiff_jax.weights.model_directory import ModelDirectory
@@ -41,10 +43,13 @@ def model_of_shapes(
     return FaithDiff(stored.config, params, Tokenizers.load(stored.tokenizers), dtype=dtype, mesh=mesh)
 
 
-def precompile(model: FaithDiff, sizes: Sequence[tuple[int, int]], options: RestoreOptions) -> None:
+def precompile(
+    model: FaithDiff, sizes: Sequence[tuple[int, int]], options: RestoreOptions, *, tile_captions: bool = False
+) -> None:
     """Compile what restoring pictures of these heights and widths takes, alone and in every batch that may come up.
 
-    It is what `executables.keep_in` keeps that another process finds.
+    It is what `executables.keep_in` keeps that another process finds. With `tile_captions`, for pictures of which each
+    tile has a caption of its own.
 
     Raises:
         InputError: options that the model cannot take, or a size that is too large for them.
@@ -52,7 +57,10 @@ def precompile(model: FaithDiff, sizes: Sequence[tuple[int, int]], options: Rest
     with executables.only_compile():
         for height, width in dict.fromkeys(sizes):
             most = pictures_together(options, model.config, options.padded_size(model.config, height, width))
-            picture = Request(image=np.zeros((height, width, 3), np.uint8))
+            caption: Caption = ""
+            if tile_captions:  # no two of them the same, which would be encoded once
+                caption = list(map(str, range(len(tile_boxes(options, model.config, (height, width))))))
+            picture = Request(image=np.zeros((height, width, 3), np.uint8), caption=caption)
             for count in batch_sizes(most):
                 restore_all(model, [picture] * count, options)
 

@@ -138,8 +138,8 @@ class Program(Generic[Result]):
         return jax.jit(fresh, static_argnums=self._static)
 
     def _key(self, arguments: tuple[Any, ...]) -> Hashable:
-        # Parameters come first, and are of one shape: thousands of leaves that need not be looked at again.
-        arrays = [argument for i, argument in enumerate(arguments) if i > 0 and i not in self._static]
+        # Parameters too: models of one architecture share programs, but may hold their weights in other ways.
+        arrays = [argument for i, argument in enumerate(arguments) if i not in self._static]
         leaves, tree = jax.tree.flatten(arrays)
         shapes = tuple((np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves)
         return tree, shapes, tuple(arguments[i] for i in self._static)
