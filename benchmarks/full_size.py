@@ -18,21 +18,22 @@ import tempfile
 import time
 
 import numpy as np
-from paired import TorchNetworks, in_turns, measure, our_config, our_parameters, relative_error
+from paired import SIZES, TorchNetworks, in_turns, measure, our_config, our_parameters, relative_error
 
 GUIDANCE = 5.0
 
 
-def inputs(latent: int) -> dict[str, np.ndarray]:
-    """One sample's inputs, NHWC; `images` are eight times the latent."""
+def inputs(latent: int, size: str) -> dict[str, np.ndarray]:
+    """One sample's inputs at one of `paired.SIZES`, NHWC; `images` are eight times the latent."""
+    (first, _), (second, _) = SIZES[size]["text"]
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
     return {
         "latents": normal(1, latent, latent, 4),
         "images": rng.uniform(-1, 1, (1, 8 * latent, 8 * latent, 3)).astype(np.float32),
-        "context": normal(1, 77, 2048),
-        "negative": normal(1, 77, 2048),
-        "pooled": normal(1, 1280),
+        "context": normal(1, 77, first + second),
+        "negative": normal(1, 77, first + second),
+        "pooled": normal(1, second),
         "time_ids": np.array([[8 * latent, 8 * latent, 0, 0, 1024, 1024]], np.float32),
         "timesteps": np.array([501]),
     }
@@ -48,12 +49,13 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
     from faithdiff_jax.inference.inputs import SamplingInputs, Text, plan_sampling
     from faithdiff_jax.inference.options import RestoreOptions
     from faithdiff_jax.models.faithdiff import FaithDiffModel
+    from faithdiff_jax.models.layers import layers_apart
     from faithdiff_jax.models.parts import unflatten
 
     if options.dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
-    config = our_config("sdxl")
+    config = our_config(options.size)
     dtype = jnp.dtype(options.dtype)
     build = lambda: FaithDiffModel(  # noqa: E731
         config.unet, config.alignment, config.lq_encoder_config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype
@@ -66,7 +68,9 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
             for path, array in our_parameters(config, part)
         }
     )
-    x = {name: jnp.asarray(array) for name, array in inputs(options.latent).items()}
+    if options.layers == "apart":
+        params = layers_apart(params)
+    x = {name: jnp.asarray(array) for name, array in inputs(options.latent, options.size).items()}
 
     def predict(params, x):
         model = nnx.merge(graph, params)
@@ -79,7 +83,10 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
     report = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
     np.save(folder / "ours.npy", np.asarray(jax.jit(predict)(params, x), np.float32))
 
-    features = jnp.asarray(np.random.default_rng(1).standard_normal((1, options.latent, options.latent, 512)), dtype)
+    features = jnp.asarray(
+        np.random.default_rng(1).standard_normal((1, options.latent, options.latent, SIZES[options.size]["vae"][-1])),
+        dtype,
+    )
     begin = time.perf_counter()
     program = jax.jit(evaluate).lower(params, x, features).compile()
     report["compile, cold"] = time.perf_counter() - begin
@@ -91,7 +98,7 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
 
     if options.image:
         size = options.image // 8
-        x = {name: jnp.asarray(array) for name, array in inputs(size).items()}
+        x = {name: jnp.asarray(array) for name, array in inputs(size, options.size).items()}
         plan = plan_sampling(RestoreOptions(steps=options.steps, tile=size), config.schedule, size, size)
 
         @jax.jit
@@ -102,7 +109,7 @@ def ours(options: argparse.Namespace, folder: pathlib.Path) -> dict:
                 text=Text(context=x["context"], pooled=x["pooled"]),
                 negative=Text(context=x["negative"], pooled=x["pooled"]),
                 noise=x["latents"],
-                time_ids=x["time_ids"],
+                time_ids=x["time_ids"][None],  # of one tile
                 guidance=jnp.float32(GUIDANCE),
             )
             return denoise(model.denoiser, plan, arrays)
@@ -120,11 +127,11 @@ def reference(options: argparse.Namespace, folder: pathlib.Path) -> dict:
     from diffusers import EulerDiscreteScheduler
 
     dtype = getattr(torch, options.dtype if options.device == "cpu" else options.torch_dtype)
-    networks = TorchNetworks("sdxl", options.device, dtype=dtype, parts=("unet", "lq_encoder"))
+    networks = TorchNetworks(options.size, options.device, dtype=dtype, parts=("unet", "lq_encoder"))
     unet, encoder = networks.unet, networks.lq_encoder
 
     def tensors(latent: int) -> dict:
-        arrays = {k: v.transpose(0, 3, 1, 2) if v.ndim == 4 else v for k, v in inputs(latent).items()}
+        arrays = {k: v.transpose(0, 3, 1, 2) if v.ndim == 4 else v for k, v in inputs(latent, options.size).items()}
         keep = ("timesteps", "time_ids")
         return {
             k: torch.from_numpy(np.ascontiguousarray(v)).to(options.device, None if k in keep else dtype)
@@ -186,18 +193,21 @@ def child(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="sdxl", help="of the networks; others than sdxl to try it out")
     parser.add_argument("--latent", type=int, default=64)
     parser.add_argument("--image", type=int, default=0, help="side in pixels of a whole restoration; 0 for none")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=1, help="times that the two frameworks take turns")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--layers", choices=("apart", "together"), help="of stacks, in arrays; apart on CPU")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--torch-dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="on cuda")
     parser.add_argument("--compile", action="store_true", help="torch.compile for PyTorch")
     parser.add_argument("--child", choices=("ours", "reference"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.layers = options.layers or ("apart" if options.device == "cpu" else "together")
     if options.child:
         child(options)
         return

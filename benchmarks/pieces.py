@@ -1,9 +1,8 @@
-"""Why two choices were made: attention by implementation, and a ten-deep transformer stack scanned or unrolled.
+"""Why two choices were made: attention by implementation, and a ten-deep transformer stack with its layers apart.
 
 python benchmarks/pieces.py
 """
 
-import operator
 import statistics
 import time
 
@@ -13,8 +12,10 @@ import numpy as np
 from flax import nnx
 
 from faithdiff_jax.models.attention import attention, use_implementation
-from faithdiff_jax.models.layers import Layers
+from faithdiff_jax.models.layers import Layers, layers_apart
 from faithdiff_jax.models.transformer import SpatialTransformer
+
+ROUNDS = 3
 
 
 def seconds(function, *arrays) -> tuple[float, float]:
@@ -45,28 +46,22 @@ def main() -> None:
     build = lambda: SpatialTransformer(1280, 2048, 20, 10, groups=32, make=Layers(nnx.Rngs(0)))  # noqa: E731
     graph, state = nnx.split(nnx.eval_shape(build))
     params = jax.tree.map(lambda leaf: 0.02 * normal(*leaf.shape), nnx.to_pure_dict(state))
-    hidden, context = normal(1, 16, 16, 1280), normal(1, 77, 2048)
-    text = jax.jit(lambda params: nnx.merge(graph, params).project_text(context))(params)
+    project = jax.jit(lambda params, context: nnx.merge(graph, params).project_text(context))
 
-    def scanned(params, hidden, text):
+    def run_stack(params, hidden, text):
         return nnx.merge(graph, params)(hidden, text)
 
-    def unrolled(params, layers, hidden, text):
-        module = nnx.merge(graph, params)
-        block = nnx.split(module.blocks)[0]
-        tokens = module.proj_in(module.norm(hidden).reshape(1, -1, 1280))
-        for layer, keys_values in zip(layers, text, strict=True):
-            tokens = nnx.merge(block, layer)(tokens, keys_values)
-        return hidden + module.proj_out(tokens).reshape(hidden.shape)
-
-    def apart(tree):
-        return [jax.tree.map(operator.itemgetter(i), tree) for i in range(10)]
-
-    print("ten-deep stack:      compile, s    run, s")
-    compiled, run = seconds(scanned, params, hidden, text)
-    print(f"scanned            {compiled:12.2f}{run:10.2f}")
-    compiled, run = seconds(unrolled, params, apart(params["blocks"]), hidden, apart(text))
-    print(f"unrolled, apart    {compiled:12.2f}{run:10.2f}")
+    stacks = {"scanned": params, "apart": layers_apart(params)}
+    for samples in (1, 2):
+        hidden, text = normal(samples, 16, 16, 1280), project(params, normal(samples, 77, 2048))
+        found = {name: [] for name in stacks}
+        for _ in range(ROUNDS):  # in turns
+            for name, given in stacks.items():
+                found[name].append(seconds(run_stack, given, hidden, text))
+        print(f"ten-deep stack, batch {samples}: compile, s    run, s")
+        for name, each in found.items():
+            run = statistics.median(run for _, run in each)
+            print(f"{name:10}         {each[0][0]:12.2f}{run:10.2f}")  # compiled in the first round alone
 
 
 if __name__ == "__main__":

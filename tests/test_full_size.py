@@ -1,4 +1,4 @@
-"""The published size: minutes and gigabytes, so only with `make test-slow`."""
+"""The published size: minutes and gigabytes, so only with `make test-slow`, but for a try at a tiny one."""
 
 import pathlib
 import re
@@ -10,10 +10,20 @@ import pytest
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 
 
+TINY = ("--size", "tiny", "--latent", "8", "--image", "64", "--steps", "2", "--repeats", "1")
+
+
 def output_of(script: str, *arguments: str) -> str:
     return subprocess.run(
         [sys.executable, BENCHMARKS / script, *arguments], check=True, text=True, stdout=subprocess.PIPE
     ).stdout
+
+
+def test_the_whole_benchmark_at_a_tiny_size():
+    output = output_of("full_size.py", *TINY)
+    errors = re.findall(r"largest relative error, (.*): (\S+)", output)
+    assert [what for what, _ in errors] == ["one evaluation", "2 steps"]
+    assert all(0 < float(error) <= 1e-4 for _, error in errors)
 
 
 @pytest.mark.slow

@@ -39,7 +39,9 @@ from faithdiff_jax.inference.restoration import Request, restore_all
 from faithdiff_jax.inference.stepwise import OnStep
 from faithdiff_jax.inference.tile_captions import tile_boxes
 from faithdiff_jax.inference.tiling import fade_tiles, vae_tiles
+from faithdiff_jax.models.backend import default_platform
 from faithdiff_jax.models.config import FaithDiffConfig
+from faithdiff_jax.models.layers import layers_apart
 from faithdiff_jax.models.parts import Params, numbered
 from faithdiff_jax.models.quantization import check_format
 from faithdiff_jax.sharding import batch_sharding
@@ -189,7 +191,8 @@ class FaithDiff:
             InputError: the model was made without tokenizers.
         """
         names = numbered("text_encoder", len(self.config.text_encoders))
-        return self.programs.encode_text([self.params[name] for name in names], self.tokenizers(list(captions)))
+        params = self._as_run([self.params[name] for name in names])
+        return self.programs.encode_text(params, self.tokenizers(list(captions)))
 
     def predict_noise(
         self,
@@ -407,9 +410,12 @@ class FaithDiff:
         return self.programs.attribute(self.denoiser_params, plan, inputs, words)
 
     @property
-    def denoiser_params(self) -> Params:
-        """Of UNet and aligner, which denoise together."""
-        return {"unet": self.params["unet"], "alignment": self.params["alignment"]}
+    def denoiser_params(self) -> Any:
+        """Of UNet and aligner, which denoise together; on CPU, layers of large stacks are apart (`layers_apart`)."""
+        return self._as_run({"unet": self.params["unet"], "alignment": self.params["alignment"]})
+
+    def _as_run(self, params: Any) -> Any:
+        return layers_apart(params) if self.mesh is None and default_platform() == "cpu" else params
 
     def _in_tiles(
         self, apply: Callable[[AnyArray], AnyArray], array: AnyArray, vae_tile: int | None, *, encode: bool = True

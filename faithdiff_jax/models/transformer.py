@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Float32
 
 from faithdiff_jax.models.attention import attention
 from faithdiff_jax.models.attribution import Maps, Shares, Words, shares
-from faithdiff_jax.models.layers import Layers, run_block, scan_stack
+from faithdiff_jax.models.layers import Layers, map_stack, run_block, scan_stack
 from faithdiff_jax.models.reuse import Attended, KeysValues, TextSource
 
 
@@ -101,9 +101,7 @@ class SpatialTransformer(nnx.Module):
 
     def project_text(self, context: Float[Array, "b m c"]) -> KeysValues:
         """(B, M, context_dim) -> every block's keys and values, each (depth, B, M, heads, dim / heads)."""
-        graph, layers = nnx.split(self.blocks.attn2)
-        projected: KeysValues = jax.lax.map(lambda layer: nnx.merge(graph, layer).keys_values(context), layers)
-        return projected
+        return map_stack(self.blocks.attn2, lambda layer: layer.keys_values(context))
 
     def __call__(self, x: Float[Array, "b h w c"], text: TextSource) -> Float[Array, "b h w c"]:
         """(B, H, W, dim) and the pair from `project_text` -> (B, H, W, dim)."""
