@@ -15,6 +15,8 @@ import html
 import pathlib
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,8 +72,11 @@ class Row:
         return f"| {self.name} | {self.evaluations} | {self.time:.2f} | {figures} | {self.full_size:.2f} |"
 
 
-def evaluation_flops(config: FaithDiffConfig, latent: int, kind: Evaluation, levels: int) -> float:
-    """Of one step's passes through UNet and aligner, from shapes alone: nothing is computed."""
+def evaluation(config: FaithDiffConfig, latent: int, kind: Evaluation, levels: int) -> tuple[Callable[..., Any], list]:
+    """One step's pass through UNet and aligner: a function of ({unet, alignment}, arrays), and the shapes of these.
+
+    `levels` are the finest ones that DeepCache always evaluates, 0 without it.
+    """
     networks = Networks(config, jnp.dtype(jnp.float32))
     params = {
         part: unflatten(
@@ -94,7 +99,7 @@ def evaluation_flops(config: FaithDiffConfig, latent: int, kind: Evaluation, lev
         *(params, latents, condition, embedding, text),
     )
     taken = kept.attended if kind.frozen else text
-    return flops.count(run, params, latents, condition, embedding, taken, kept.deep if kind.shallow else None)
+    return run, [params, latents, condition, embedding, taken, kept.deep if kind.shallow else None]
 
 
 def full_size_flops(options: RestoreOptions, known: dict, side: int = 1024) -> float:
@@ -105,7 +110,8 @@ def full_size_flops(options: RestoreOptions, known: dict, side: int = 1024) -> f
     for kind in plan_evaluations(options):
         key = dataclasses.replace(kind, keep_attended=False), levels
         if key not in known:
-            known[key] = evaluation_flops(config, side // config.vae.factor, kind, levels)
+            run, arguments = evaluation(config, side // config.vae.factor, *key)
+            known[key] = flops.count(run, *arguments)
         total += known[key]
     return total
 
