@@ -216,8 +216,8 @@ def layers_apart(params: Any, least: int = APART_BYTES) -> Any:
     """Parameters of a part, or of several, with those of stacks as arrays of their own, one a layer: `Apart`.
 
     A loop over a stack copies each layer's parameters out of the array of all before it computes with them, which takes
-    a CPU a tenth to a sixth of the time of a stack of SDXL's. Run with these instead, a stack is no loop, and takes longer
-    to compile. On a CPU the new arrays share the memory of the old.
+    a CPU a tenth to a sixth of the time of a stack of SDXL's. Run with these instead, a stack is no loop, and compiles
+    for longer. On a CPU the new arrays share the memory of the old.
 
     Args:
         params: nested dictionaries, and lists of them, of arrays or of their shapes.
