@@ -102,6 +102,12 @@ def evaluation(config: FaithDiffConfig, latent: int, kind: Evaluation, levels: i
     return run, [params, latents, condition, embedding, taken, kept.deep if kind.shallow else None]
 
 
+def evaluation_flops(config: FaithDiffConfig, latent: int, kind: Evaluation, levels: int) -> float:
+    """Of one step's passes through UNet and aligner, from shapes alone: nothing is computed."""
+    run, arguments = evaluation(config, latent, kind, levels)
+    return flops.count(run, *arguments)
+
+
 def full_size_flops(options: RestoreOptions, known: dict, side: int = 1024) -> float:
     """FLOPs of denoising one picture with the published model's sizes."""
     config = FaithDiffConfig()
@@ -110,8 +116,7 @@ def full_size_flops(options: RestoreOptions, known: dict, side: int = 1024) -> f
     for kind in plan_evaluations(options):
         key = dataclasses.replace(kind, keep_attended=False), levels
         if key not in known:
-            run, arguments = evaluation(config, side // config.vae.factor, *key)
-            known[key] = flops.count(run, *arguments)
+            known[key] = evaluation_flops(config, side // config.vae.factor, *key)
         total += known[key]
     return total
 

@@ -17,7 +17,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from frontier import REFERENCE, SETTINGS, evaluation
+from frontier import REFERENCE, SETTINGS, evaluation, evaluation_flops
 from paired import our_config, our_parameters
 
 from faithdiff_jax.inference.evaluations import Evaluation, plan_evaluations
@@ -26,7 +26,6 @@ from faithdiff_jax.models.config import FaithDiffConfig
 from faithdiff_jax.models.layers import layers_apart
 from faithdiff_jax.models.parts import Params, flatten, unflatten
 from faithdiff_jax.models.quantization import is_quantized, quantize
-from faithdiff_jax.planning import flops
 
 GUIDANCE = 5.0
 Kind = tuple[Evaluation, int]
@@ -43,8 +42,8 @@ class Times:
     def of(self, kind: Kind) -> tuple[float, float]:
         """Of an evaluation, and so many levels that are always evaluated."""
         if kind not in self.known:
-            run, (shapes, *arrays) = evaluation(self.config, self.latent, *kind)
-            self.known[kind] = self.seconds(run, arrays), flops.count(run, shapes, *arrays)
+            run, (_, *arrays) = evaluation(self.config, self.latent, *kind)
+            self.known[kind] = self.seconds(run, arrays), evaluation_flops(self.config, self.latent, *kind)
             print(f"{kind}: {self.known[kind][0]:.2f} s, {self.known[kind][1] / 1e12:.2f} TFLOP", flush=True)
         return self.known[kind]
 

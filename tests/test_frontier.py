@@ -13,6 +13,7 @@ from faithdiff_jax.inference.evaluations import Evaluation
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 frontier = pytest.importorskip("frontier")
+full_size_options = pytest.importorskip("full_size_options")
 
 
 def test_settings_are_options_that_the_published_model_takes():
@@ -28,6 +29,20 @@ def test_what_evaluations_cost():
     assert cost(1, guided=True, shallow=True) < cost(2, guided=True, shallow=True) < guided
     assert cost(1, guided=True) == guided
     assert cost(guided=False, frozen=True) < plain
+
+
+def test_times_at_full_size_are_those_of_each_evaluation():
+    model = loaded()
+    options = RestoreOptions(steps=4, guidance=5.0, deepcache_interval=2, guidance_end=0.5)
+    kinds = full_size_options.kinds(options)
+    guided, plain = Evaluation(guided=True), Evaluation(guided=False)
+    shallow = [dataclasses.replace(each, shallow=True) for each in (guided, plain)]
+    assert kinds == [(guided, 0), (shallow[0], 1), (plain, 0), (shallow[1], 1)]
+    times = full_size_options.Times(model.config, 8, 1, {part: model.params[part] for part in ("unet", "alignment")})
+    seconds, flops = times.of(kinds[1])
+    assert seconds > 0
+    assert flops == frontier.evaluation_flops(model.config, 8, shallow[0], 1)
+    assert times.of(kinds[1]) is times.of(kinds[1])
 
 
 def test_the_plot_can_be_drawn(tmp_path):
