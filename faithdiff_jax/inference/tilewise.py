@@ -88,7 +88,8 @@ class TiledNoise:
         keep_clean: bool,
     ):
         """`prepared` is without conditions, which are made of `features` for each tile anew."""
-        self._model, self._plan, self._prepared, self._features = model, plan, prepared, features
+        self._params, self._program = model.denoiser_params, model.programs.predict_cut
+        self._plan, self._prepared, self._features = plan, prepared, features
         self._keep_clean = keep_clean
         height, width = plan.tile
         # Of the arrays of the picture's size, programs for tiles need none; of the noise, they look at the batch.
@@ -128,8 +129,7 @@ class TiledNoise:
             features = np.stack([self._features.read(*corner, height, width) for corner in filled])
             given = latents, features, np.int32(chunk), np.int32(step)
             kind = plan.evaluations[step]
-            params, program = self._model.denoiser_params, self._model.programs.predict_cut
-            yield corners, program(params, plan, kind, self._inputs, self._prepared, *given)
+            yield corners, self._program(self._params, plan, kind, self._inputs, self._prepared, *given)
 
     def _add(self, total: np.ndarray, corners: Any, tiles: Any) -> None:
         height, width = self._plan.tile
